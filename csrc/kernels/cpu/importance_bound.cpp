@@ -1,0 +1,60 @@
+#include "kernels/importance_bound.h"
+
+#include "kernels/cpu/rows.h"
+#include "math/importance.h"
+
+namespace dgmfast {
+namespace {
+
+template <class T>
+T row_bound(const T* log_w, int64_t k) {
+  T top = -infinity<T>();
+#pragma omp simd reduction(max : top)
+  for (int64_t i = 0; i < k; ++i) top = maximum(log_w[i], top);
+  const T shift = magnitude(top) == infinity<T>() ? T(0) : top;
+  const T sum = sum_in_blocks<T>(k, [=](int64_t begin, int64_t end) {
+    T block = 0;
+#pragma omp simd reduction(+ : block)
+    for (int64_t i = begin; i < end; ++i) block += exp(log_w[i] - shift);
+    return block;
+  });
+  // none or all of the weight at infinity: the sum is not a positive finite number
+  const T log_sum = sum > T(0) && sum < infinity<T>() ? log_positive(sum) : sum == T(0) ? -infinity<T>() : sum;
+  return log_sum + (shift - log_positive(T(k)));
+}
+
+template <class T>
+void forward(const ImportanceBound& p, int64_t begin, int64_t end) {
+  Cursor row(p.plan.outer, 1, begin);
+  for (int64_t r = begin; r < end; ++r, row.next()) {
+    static_cast<T*>(p.bound)[r] = row_bound(static_cast<const T*>(p.log_w) + row.offset(0), p.plan.dim);
+  }
+}
+
+template <class T>
+void backward(const ImportanceBoundBackward& p, int64_t begin, int64_t end) {
+  const T log_k = log_positive(T(p.plan.dim));
+  gradient_rows<T>(p.plan, 3, p.grad_input, begin, end, [&](const int64_t* offset, int64_t column, int64_t count, T* const* out) {
+    const T* log_w = static_cast<const T*>(p.log_w) + offset[0] + column;
+    const T log_sum = static_cast<const T*>(p.bound)[offset[1]] + log_k;
+    const T g = static_cast<const T*>(p.grad)[offset[2]];
+    T* grad = out[0];
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) grad[c] = g * exp(log_w[c] - log_sum);
+  });
+}
+
+}  // namespace
+
+namespace cpu::DGMFAST_ISA {
+
+void importance_bound(const ImportanceBound& p, int64_t begin, int64_t end) {
+  with_float_type(p.plan.dtype, [&](auto type) { forward<decltype(type)>(p, begin, end); });
+}
+
+void importance_bound_backward(const ImportanceBoundBackward& p, int64_t begin, int64_t end) {
+  with_float_type(p.plan.dtype, [&](auto type) { backward<decltype(type)>(p, begin, end); });
+}
+
+}  // namespace cpu::DGMFAST_ISA
+}  // namespace dgmfast

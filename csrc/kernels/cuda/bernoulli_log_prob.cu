@@ -1,0 +1,69 @@
+#include "kernels/bernoulli_log_prob.h"
+
+#include "kernels/cuda/rows.cuh"
+#include "math/bernoulli.h"
+
+namespace dgmfast {
+namespace {
+
+template <class Stored, class X>
+struct Forward {
+  BernoulliLogProb p;
+
+  template <int V>
+  __device__ Real<Stored> term(const int64_t* offset, int64_t d) const {
+    using R = Real<Stored>;
+    R logits[V], x[V];
+    load_pack<Stored>(p.logits, offset[0] + d, logits);
+    load_pack<X>(p.x, offset[1] + d, x);
+    R sum = 0, product = 1;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      sum += bernoulli_linear(logits[v], x[v]);
+      product *= softplus_factor(logits[v]);
+    }
+    return sum - log_positive(product);
+  }
+  __device__ Real<Stored> finish(Real<Stored> sum, int64_t) const { return sum; }
+};
+
+template <class Stored, class X>
+struct Backward {
+  BernoulliLogProbBackward p;
+
+  __device__ void operator()(const int64_t* offset, int64_t d, Real<Stored> (&sum)[2]) const {
+    using R = Real<Stored>;
+    const R grad = load<Stored>(p.grad, offset[2]), logit = load<Stored>(p.input[0], offset[0] + d);
+    sum[0] += grad * (R(load<X>(p.input[1], offset[1] + d)) - sigmoid(logit));
+    sum[1] += grad * logit;
+  }
+};
+
+template <class Body>
+void with_types(DType dtype, DType x_type, Body body) {
+  with_stored_type(dtype, [&](auto type) { x_type == DType::u8 ? body(type, uint8_t()) : body(type, type); });
+}
+
+}  // namespace
+
+namespace cuda {
+
+void bernoulli_log_prob(const BernoulliLogProb& p, void* stream) {
+  with_types(p.plan.dtype, p.x_type, [&](auto type, auto x) {
+    using Stored = decltype(type);
+    const void* inputs[] = {p.logits, p.x};
+    const int bytes[] = {sizeof(type), sizeof(x)};
+    launch_sum_rows<Stored, 2>("bernoulli_log_prob", p.plan, Forward<Stored, decltype(x)>{p}, inputs, bytes, p.log_prob, stream);
+  });
+}
+
+void bernoulli_log_prob_backward(const BernoulliLogProbBackward& p, void* stream) {
+  with_types(p.plan.dtype, p.x_type, [&](auto type, auto x) {
+    using Stored = decltype(type);
+    launch_sum_gradients<Stored, 3>("bernoulli_log_prob_backward", p.plan, Backward<Stored, decltype(x)>{p}, p.grad_input,
+                                    stream);
+  });
+}
+
+}  // namespace cuda
+}  // namespace dgmfast

@@ -1,0 +1,23 @@
+// Merges one mergeable state per thread over a block.
+#pragma once
+
+#include "kernels/cuda/rows.cuh"
+
+namespace dgmfast {
+namespace {
+
+// State is a plain struct with `merge(State)`; the result is valid in the block's first thread. blockDim.x must be kBlock.
+template <class State>
+__device__ __forceinline__ State merge_over_block(State state) {
+  __shared__ alignas(State) unsigned char memory[sizeof(State) * kBlock];
+  State* shared = reinterpret_cast<State*>(memory);
+  shared[threadIdx.x] = state;
+  for (int step = kBlock / 2; step > 0; step /= 2) {
+    __syncthreads();
+    if (threadIdx.x < step) shared[threadIdx.x].merge(shared[threadIdx.x + step]);
+  }
+  return shared[0];
+}
+
+}  // namespace
+}  // namespace dgmfast

@@ -1,0 +1,26 @@
+#pragma once
+
+#include "kernels/kernel.h"
+#include "kernels/rows.h"
+
+namespace dgmfast {
+
+struct GaussianLogProb {
+  RowPlan plan;
+  const void* x;        // [rows, dim], by outer.stride[0]
+  const void* mean;     // [rows, dim], [1]; null: 0
+  const void* log_var;  // [rows, dim], [2]; null: 0
+  void* log_prob;       // [rows]
+};
+
+struct GaussianLogProbBackward {
+  RowPlan plan;
+  const void* input[3];  // as above
+  const void* grad;      // [rows], by outer.stride[3]
+  void* grad_input[3];   // [segments, outer.rows, dim]; null: not wanted
+};
+
+DGMFAST_KERNEL(gaussian_log_prob, GaussianLogProb)
+DGMFAST_KERNEL(gaussian_log_prob_backward, GaussianLogProbBackward)
+
+}  // namespace dgmfast

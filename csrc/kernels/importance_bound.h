@@ -1,0 +1,25 @@
+#pragma once
+
+#include "kernels/kernel.h"
+#include "kernels/rows.h"
+
+namespace dgmfast {
+
+struct ImportanceBound {
+  RowPlan plan;       // dim = K
+  const void* log_w;  // [rows, K], by outer.stride[0]
+  void* bound;        // [rows]
+};
+
+struct ImportanceBoundBackward {
+  RowPlan plan;
+  const void* log_w;    // [rows, K], by outer.stride[0]
+  const void* bound;    // [rows], [1]
+  const void* grad;     // [rows], [2]
+  void* grad_input[1];  // [rows, K]
+};
+
+DGMFAST_KERNEL(importance_bound, ImportanceBound)
+DGMFAST_KERNEL(importance_bound_backward, ImportanceBoundBackward)
+
+}  // namespace dgmfast

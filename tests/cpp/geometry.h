@@ -1,0 +1,100 @@
+// Inputs and plans for the kernels: heap arrays of exactly the size that is read, so that a sanitizer sees a read beyond it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "kernels/kernel.h"
+#include "kernels/rows.h"
+
+namespace geometry {
+
+using dgmfast::DType;
+using dgmfast::RowPlan;
+
+inline const std::vector<int64_t> kSizes = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257, 784, 4097};
+
+// A small generator of its own: the tests draw the same everywhere.
+struct Random {
+  uint64_t state;
+  explicit Random(uint64_t seed) : state(seed * 2654435761u + 1) {}
+  double unit() { return double((state = state * 6364136223846793005u + 1442695040888963407u) >> 11) / 9007199254740992.0; }
+  double between(double low, double high) { return low + (high - low) * unit(); }
+};
+
+template <class T>
+constexpr DType dtype_of() {
+  return sizeof(T) == 8 ? DType::f64 : sizeof(T) == 4 ? DType::f32 : DType::u8;
+}
+
+// [outer, inner, dim] rows; an input may be shared over the outer or the inner rows (stride 0), or lie with gaps between rows.
+struct Shape {
+  int64_t outer, inner, dim;
+};
+
+template <class T>
+struct Input {
+  std::vector<T> data;
+  int64_t outer_stride, inner_stride;
+
+  Input(const Shape& s, bool per_outer, bool per_inner, int64_t gap, uint64_t seed, double low, double high)
+      : outer_stride(per_outer ? (per_inner ? s.inner : 1) * (s.dim + gap) : 0), inner_stride(per_inner ? s.dim + gap : 0) {
+    Random random(seed);
+    data.resize((s.outer - 1) * outer_stride + (s.inner - 1) * inner_stride + s.dim);
+    for (T& x : data) x = sizeof(T) == 1 ? T(random.unit() < 0.5) : T(random.between(low, high));
+  }
+
+  const T* row(int64_t outer, int64_t inner = 0) const { return data.data() + outer * outer_stride + inner * inner_stride; }
+};
+
+// Adds input i, or the strides of anything else, to a plan.
+inline void set_strides(RowPlan& plan, int i, int64_t outer, int64_t inner) {
+  plan.outer.stride[i][0] = outer;
+  plan.inner.stride[i][0] = inner;
+}
+
+template <class T>
+RowPlan make_plan(const Shape& s, const std::vector<const Input<T>*>& inputs) {
+  RowPlan plan;
+  plan.dim = s.dim;
+  plan.dtype = dtype_of<T>();
+  plan.outer.dims = plan.inner.dims = 1;
+  plan.outer.rows = plan.outer.size[0] = s.outer;
+  plan.inner.rows = plan.inner.size[0] = s.inner;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i]) set_strides(plan, int(i), inputs[i]->outer_stride, inputs[i]->inner_stride);
+  }
+  return plan;
+}
+
+// Runs a kernel on its items in three pieces, out of order, as threads would.
+template <class Params>
+void run(dgmfast::CpuKernel<Params> kernel, const Params& params, int64_t items) {
+  const int64_t a = items / 3, b = items - items / 4;
+  kernel(params, b, items);
+  kernel(params, 0, a);
+  kernel(params, a, b);
+}
+
+inline int64_t gradient_items(const RowPlan& plan) { return plan.outer.rows * ((plan.dim + 255) / 256); }
+
+template <class Body>
+void on_every_isa(Body body) {
+  const dgmfast::Isa active = dgmfast::active_isa();
+  for (const auto isa : {dgmfast::Isa::baseline, dgmfast::Isa::avx2, dgmfast::Isa::avx512}) {
+    if (!dgmfast::isa_available(isa)) continue;
+    dgmfast::set_isa(isa);
+    body();
+  }
+  dgmfast::set_isa(active);
+}
+
+// Within `roundings` of T at the size of `size`, the sum of the magnitudes of what was added up.
+template <class T>
+bool near(T got, long double exact, long double size, double roundings = 40) {
+  return std::fabs(got - exact) <= roundings * std::numeric_limits<T>::epsilon() * (1 + std::fabs(size));
+}
+
+}  // namespace geometry
