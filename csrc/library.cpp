@@ -1,0 +1,59 @@
+// The table of contents: every op's schema, and the module dgmfast._C that calls them eagerly.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+#include "kernels/kernel.h"
+#include "ops/ops.h"
+
+TORCH_LIBRARY(dgmfast, m) {
+  m.def("gaussian_kl(Tensor mean_q, Tensor log_var_q, Tensor? mean_p=None, Tensor? log_var_p=None) -> Tensor");
+  m.def(
+      "gaussian_kl_backward(Tensor grad, Tensor mean_q, Tensor log_var_q, Tensor? mean_p, Tensor? log_var_p, bool[4] wanted)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("gaussian_log_prob(Tensor x, Tensor? mean=None, Tensor? log_var=None) -> Tensor");
+  m.def(
+      "gaussian_log_prob_backward(Tensor grad, Tensor x, Tensor? mean, Tensor? log_var, bool[3] wanted)"
+      " -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "gaussian_sample(Tensor mean, Tensor log_var, SymInt k, SymInt seed, Tensor? seed_tensor, SymInt stream, SymInt first_row,"
+      " SymInt first_sample) -> (Tensor z, Tensor log_q)");
+  m.def(
+      "gaussian_sample_backward(Tensor grad_z, Tensor grad_log_q, Tensor mean, Tensor log_var, SymInt k, SymInt seed,"
+      " Tensor? seed_tensor, SymInt stream, SymInt first_row, SymInt first_sample, bool[2] wanted) -> (Tensor, Tensor)");
+
+  m.def("gaussian_merge(Tensor mean_q, Tensor log_var_q, Tensor mean_p, Tensor log_var_p) -> (Tensor mean, Tensor log_var)");
+  m.def(
+      "gaussian_merge_backward(Tensor grad_mean, Tensor grad_log_var, Tensor mean_q, Tensor log_var_q, Tensor mean_p,"
+      " Tensor log_var_p, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("bernoulli_log_prob(Tensor logits, Tensor x) -> Tensor");
+  m.def("bernoulli_log_prob_backward(Tensor grad, Tensor logits, Tensor x, bool[2] wanted) -> (Tensor, Tensor)");
+
+  m.def("importance_bound(Tensor log_w, int dim=-1) -> Tensor");
+  m.def("importance_bound_backward(Tensor grad, Tensor log_w, Tensor bound, int dim) -> (Tensor)");
+
+  m.def("importance_state(Tensor log_w, Tensor? state=None) -> Tensor");
+}
+
+PYBIND11_MODULE(_C, m) {
+  namespace py = pybind11;
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("gaussian_kl", &dgmfast::gaussian_kl, py::arg("mean_q"), py::arg("log_var_q"), py::arg("mean_p") = py::none(),
+        py::arg("log_var_p") = py::none(), no_gil);
+  m.def("gaussian_log_prob", &dgmfast::gaussian_log_prob, py::arg("x"), py::arg("mean") = py::none(),
+        py::arg("log_var") = py::none(), no_gil);
+  m.def("gaussian_sample", &dgmfast::gaussian_sample, py::arg("mean"), py::arg("log_var"), py::arg("k"), py::arg("seed"),
+        py::arg("seed_tensor"), py::arg("stream"), py::arg("first_row"), py::arg("first_sample"), no_gil);
+  m.def("gaussian_merge", &dgmfast::gaussian_merge, py::arg("mean_q"), py::arg("log_var_q"), py::arg("mean_p"),
+        py::arg("log_var_p"), no_gil);
+  m.def("bernoulli_log_prob", &dgmfast::bernoulli_log_prob, py::arg("logits"), py::arg("x"), no_gil);
+  m.def("importance_bound", &dgmfast::importance_bound, py::arg("log_w"), py::arg("dim") = -1, no_gil);
+  m.def("importance_state", &dgmfast::importance_state, py::arg("log_w"), py::arg("state") = py::none(), no_gil);
+
+  m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
+  m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });
+  dgmfast::active_isa();  // a wrong DGMFAST_CPU is an error at import, not at the first op
+  m.attr("cuda_architectures") = DGMFAST_CUDA_ARCHITECTURES;
+}

@@ -1,0 +1,106 @@
+#include "kernels/gaussian_kl.h"
+
+#include <ATen/ops/empty.h>
+
+#include "ops/autograd.h"
+#include "ops/ops.h"
+
+namespace dgmfast {
+namespace {
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Wanted = std::array<bool, 4>;
+
+struct Op {
+  static constexpr const char* name = "gaussian_kl";
+  using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&);
+  using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, Wanted);
+
+  static const c10::TypedOperatorHandle<Forward>& forward() {
+    static const auto op = find_op<Forward>("dgmfast::gaussian_kl");
+    return op;
+  }
+  static const c10::TypedOperatorHandle<Backward>& backward() {
+    static const auto op = find_op<Backward>("dgmfast::gaussian_kl_backward");
+    return op;
+  }
+};
+
+template <class Int>
+Shape<Int> check(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
+  const std::array<Arg, 4> args{
+      {{"mean_q", &mean_q}, {"log_var_q", &log_var_q}, {"mean_p", pointer(mean_p)}, {"log_var_p", pointer(log_var_p)}}};
+  check_floating(Op::name, args);
+  return leading_shape<Int>(Op::name, args);
+}
+
+Tensor forward(const Tensor& mean_q_, const Tensor& log_var_q_, const OptionalTensor& mean_p_, const OptionalTensor& log_var_p_) {
+  const auto leading = check<int64_t>(mean_q_, log_var_q_, mean_p_, log_var_p_);
+  const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
+  const OptionalTensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
+  const Tensor kl = at::empty(leading, mean_q.options());
+  const RowPlan plan = forward_plan(leading, mean_q.size(-1), dtype_of(mean_q),
+                                    {{{&mean_q}, {&log_var_q}, {pointer(mean_p)}, {pointer(log_var_p)}}});
+  const GaussianKl params{
+      plan, data(&mean_q), data(&log_var_q), data(pointer(mean_p)), data(pointer(log_var_p)), kl.mutable_data_ptr()};
+  launch(mean_q.device(), params, kl.numel(), plan.dim, cpu::gaussian_kl, cuda::gaussian_kl);
+  return kl;
+}
+
+Gradients backward(const Tensor& grad, const Tensor& mean_q_, const Tensor& log_var_q_, const OptionalTensor& mean_p_,
+                   const OptionalTensor& log_var_p_, Wanted wanted) {
+  const auto leading = check<int64_t>(mean_q_, log_var_q_, mean_p_, log_var_p_);
+  const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
+  const OptionalTensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
+  const auto fill = [&](const RowPlan& plan) {
+    return GaussianKlBackward{
+        plan, {data(&mean_q), data(&log_var_q), data(pointer(mean_p)), data(pointer(log_var_p))}, data(&grad), {}};
+  };
+  return std::tuple_cat(launch_gradients<4, GaussianKlBackward>(
+      leading, mean_q.size(-1),
+      {{{&mean_q}, {&log_var_q}, {pointer(mean_p)}, {pointer(log_var_p)}, {&grad, PlanInput::Kind::scalar}}}, wanted, fill,
+      cpu::gaussian_kl_backward, cuda::gaussian_kl_backward));
+}
+
+Tensor forward_meta(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p,
+                    const OptionalTensor& log_var_p) {
+  return at::empty_symint(check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p), mean_q.options());
+}
+
+Gradients backward_meta(const Tensor&, const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p,
+                        const OptionalTensor& log_var_p, Wanted wanted) {
+  return std::tuple_cat(meta_gradients<4>({&mean_q, &log_var_q, pointer(mean_p), pointer(log_var_p)}, wanted));
+}
+
+struct GaussianKlFunction : torch::autograd::Function<GaussianKlFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& mean_q, const Tensor& log_var_q,
+                        const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({mean_q, log_var_q, mean_p.value_or(Tensor()), log_var_p.value_or(Tensor())});
+    return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grad) {
+    const auto saved = ctx->get_saved_variables();
+    const Wanted wanted = wanted_gradients<4>(ctx, {true, true, saved[2].defined(), saved[3].defined()});
+    return gradient_list(Op::backward().call(grad[0], saved[0], saved[1], optional(saved[2]), optional(saved[3]), wanted),
+                         wanted);
+  }
+};
+
+Tensor autograd(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
+  if (needs_graph(mean_q, log_var_q, mean_p, log_var_p)) return GaussianKlFunction::apply(mean_q, log_var_q, mean_p, log_var_p);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
+}
+
+}  // namespace
+
+Tensor gaussian_kl(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
+  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
+}
+
+DGMFAST_REGISTER(gaussian_kl)
+
+}  // namespace dgmfast

@@ -1,0 +1,98 @@
+#include "kernels/importance_bound.h"
+
+#include <ATen/ops/empty.h>
+
+#include "ops/autograd.h"
+#include "ops/ops.h"
+
+namespace dgmfast {
+namespace {
+
+using Gradients = std::tuple<Tensor>;
+
+struct Op {
+  static constexpr const char* name = "importance_bound";
+  using Forward = Tensor(const Tensor&, int64_t);
+  using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, int64_t);
+
+  static const c10::TypedOperatorHandle<Forward>& forward() {
+    static const auto op = find_op<Forward>("dgmfast::importance_bound");
+    return op;
+  }
+  static const c10::TypedOperatorHandle<Backward>& backward() {
+    static const auto op = find_op<Backward>("dgmfast::importance_bound_backward");
+    return op;
+  }
+};
+
+// log_w with the reduced dimension last.
+Tensor check(const Tensor& log_w, int64_t dim) {
+  check_floating(Op::name, {{{"log_w", &log_w}}});
+  TORCH_CHECK_VALUE(log_w.dim() > 0, Op::name, ": log_w must have at least one dimension; got a 0-dimensional tensor");
+  TORCH_CHECK_INDEX(-log_w.dim() <= dim && dim < log_w.dim(), Op::name, ": dim must be in [", -log_w.dim(), ", ", log_w.dim() - 1,
+                    "]; got ", dim);
+  TORCH_CHECK_VALUE(log_w.sym_size(dim) > 0, Op::name, ": log_w must have at least one sample along dim ", dim, "; got shape ",
+                    log_w.sym_sizes());
+  return log_w.movedim(dim, -1);
+}
+
+Tensor forward(const Tensor& log_w_, int64_t dim) {
+  const Tensor log_w = with_unit_stride(check(log_w_, dim));
+  const at::IntArrayRef leading = log_w.sizes().slice(0, log_w.dim() - 1);
+  const Tensor bound = at::empty(leading, log_w.options());
+  const RowPlan plan = forward_plan(leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}}});
+  const ImportanceBound params{plan, data(&log_w), bound.mutable_data_ptr()};
+  launch(log_w.device(), params, bound.numel(), plan.dim, cpu::importance_bound, cuda::importance_bound);
+  return bound;
+}
+
+Gradients backward(const Tensor& grad, const Tensor& log_w_, const Tensor& bound, int64_t dim) {
+  const Tensor log_w = with_unit_stride(check(log_w_, dim));
+  const auto fill = [&](const RowPlan& plan) {
+    return ImportanceBoundBackward{plan, data(&log_w), data(&bound), data(&grad), {}};
+  };
+  const auto grads = launch_gradients<1, ImportanceBoundBackward>(
+      log_w.sizes().slice(0, log_w.dim() - 1), log_w.size(-1),
+      {{{&log_w}, {&bound, PlanInput::Kind::scalar}, {&grad, PlanInput::Kind::scalar}}}, {true}, fill,
+      cpu::importance_bound_backward, cuda::importance_bound_backward);
+  return {grads[0].movedim(-1, dim)};
+}
+
+Tensor forward_meta(const Tensor& log_w, int64_t dim) {
+  const Tensor last = check(log_w, dim);
+  return at::empty_symint(last.sym_sizes().slice(0, last.dim() - 1), log_w.options());
+}
+
+Gradients backward_meta(const Tensor&, const Tensor& log_w, const Tensor&, int64_t dim) {
+  return {at::empty_symint(check(log_w, dim).sym_sizes(), log_w.options()).movedim(-1, dim)};
+}
+
+struct ImportanceBoundFunction : torch::autograd::Function<ImportanceBoundFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& log_w, int64_t dim) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor bound = Op::forward().call(log_w, dim);
+    ctx->save_for_backward({log_w, bound});
+    ctx->saved_data["dim"] = dim;
+    return bound;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grad) {
+    const auto saved = ctx->get_saved_variables();
+    return {std::get<0>(Op::backward().call(grad[0], saved[0], saved[1], ctx->saved_data["dim"].toInt())), Tensor()};
+  }
+};
+
+Tensor autograd(const Tensor& log_w, int64_t dim) {
+  if (needs_graph(log_w)) return ImportanceBoundFunction::apply(log_w, dim);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return Op::forward().call(log_w, dim);
+}
+
+}  // namespace
+
+Tensor importance_bound(const Tensor& log_w, int64_t dim) { return Op::forward().call(log_w, dim); }
+
+DGMFAST_REGISTER(importance_bound)
+
+}  // namespace dgmfast

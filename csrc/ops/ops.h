@@ -1,0 +1,25 @@
+// The ops as C++ functions: each calls its typed dispatcher handle, so autograd, autocast and tracing see it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace dgmfast {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor gaussian_kl(const at::Tensor& mean_q, const at::Tensor& log_var_q, const OptionalTensor& mean_p,
+                       const OptionalTensor& log_var_p);
+at::Tensor gaussian_log_prob(const at::Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_var);
+std::tuple<at::Tensor, at::Tensor> gaussian_sample(const at::Tensor& mean, const at::Tensor& log_var, int64_t k, int64_t seed,
+                                                   const OptionalTensor& seed_tensor, int64_t stream, int64_t first_row,
+                                                   int64_t first_sample);
+std::tuple<at::Tensor, at::Tensor> gaussian_merge(const at::Tensor& mean_q, const at::Tensor& log_var_q, const at::Tensor& mean_p,
+                                                  const at::Tensor& log_var_p);
+at::Tensor bernoulli_log_prob(const at::Tensor& logits, const at::Tensor& x);
+at::Tensor importance_bound(const at::Tensor& log_w, int64_t dim);
+at::Tensor importance_state(const at::Tensor& log_w, const OptionalTensor& state);
+
+}  // namespace dgmfast
