@@ -1,0 +1,16 @@
+"""The ops: fused C++/CUDA forward and backward passes of the formulas that deep generative models spend their time in."""
+
+from dgmfast.ops.bernoulli import bernoulli_log_prob
+from dgmfast.ops.gaussian import gaussian_kl, gaussian_log_prob, gaussian_merge, gaussian_sample
+from dgmfast.ops.importance import ImportanceState, importance_bound, importance_state
+
+__all__ = [
+    "ImportanceState",
+    "bernoulli_log_prob",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "gaussian_merge",
+    "gaussian_sample",
+    "importance_bound",
+    "importance_state",
+]

@@ -1,0 +1,130 @@
+"""Importance weights known by their logarithms: the bound, and a mergeable streaming state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dgmfast import _C
+from dgmfast.ops._call import is_compiling, not_a_tensor
+
+
+def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
+    """Importance-weighted bound log (1/K) Σ_k w_k over the K weights along `dim`, in nats.
+
+    Args:
+        log_w: [..., K, ...], floating.
+
+    Returns:
+        [...] without `dim`. The gradient is the normalised weights; a second derivative raises.
+
+    Raises:
+        ValueError: no sample along dim. IndexError: no such dim. TypeError: a dtype that is not supported.
+
+    Source: thesis eq. 3.31 (Burda et al. 2015).
+    """
+    if is_compiling():
+        return torch.ops.dgmfast.importance_bound(log_w, dim)
+    try:
+        return _C.importance_bound(log_w, dim)
+    except TypeError as error:
+        if isinstance(log_w, Tensor) and not isinstance(dim, int):
+            raise TypeError(f"importance_bound: dim must be an int; got {type(dim).__name__}") from None
+        raise not_a_tensor("importance_bound", error, log_w=log_w) from None
+
+
+def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
+    """Sufficient statistics of importance weights, added to those of an earlier `state`, in one pass.
+
+    Args:
+        log_w: [..., K], floating. state: [..., 5] float64 of an earlier call, or None.
+
+    Returns:
+        [..., 5] float64: (max log w, Σ w/max, Σ (w/max)², Σ log w, count). `ImportanceState` reads the estimates off it.
+        Statistics only: a gradient asked of them raises.
+
+    Raises:
+        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported.
+    """
+    if is_compiling():
+        return torch.ops.dgmfast.importance_state(log_w, state)
+    try:
+        return _C.importance_state(log_w, state)
+    except TypeError as error:
+        given = {} if state is None else {"state": state}
+        raise not_a_tensor("importance_state", error, log_w=log_w, **given) from None
+
+
+class ImportanceState:
+    """Streaming state of the importance weights of many rows: feed weights in blocks, read the estimates at any time.
+
+    One pass, constant memory, and mergeable: states of two halves of the samples merge into the state of the whole, equal up
+    to float64 rounding (bit-equal where the blocks and their order are the same). Estimates are float64 tensors [...], in nats.
+    """
+
+    def __init__(self, values: Tensor | None = None) -> None:
+        """values: [..., 5] float64, as `importance_state` returns it; None before the first weights."""
+        self._values = values
+
+    @property
+    def values(self) -> Tensor:
+        """The state itself, [..., 5] float64.
+
+        Raises:
+            ValueError: no weights yet.
+        """
+        if self._values is None:
+            raise ValueError("ImportanceState: no weights yet; call update first")
+        return self._values
+
+    def update(self, log_w: Tensor) -> ImportanceState:
+        """Add the weights log_w [..., K]; returns self."""
+        self._values = importance_state(log_w.detach(), self._values)
+        return self
+
+    def merge(self, other: ImportanceState) -> ImportanceState:
+        """The state of both sets of weights, over the same rows."""
+        if self._values is None or other._values is None:
+            return ImportanceState(other._values if self._values is None else self._values)
+        if self.values.shape != other.values.shape:
+            raise ValueError(
+                f"merge: the states must be of the same rows, {list(self.values.shape[:-1])}; got {list(other.values.shape[:-1])}"
+            )
+        mine, theirs = self.values.unbind(-1), other.values.unbind(-1)
+        top = torch.maximum(mine[0], theirs[0])
+        # e^0 where both maxima are the same infinity, whose difference is NaN
+        scale = [torch.where(s[0] == top, 0.0, s[0] - top).exp() for s in (mine, theirs)]
+        sums = [mine[1] * scale[0] + theirs[1] * scale[1], mine[2] * scale[0] ** 2 + theirs[2] * scale[1] ** 2]
+        return ImportanceState(torch.stack([top, *sums, mine[3] + theirs[3], mine[4] + theirs[4]], -1))
+
+    @property
+    def count(self) -> int:
+        """K, the number of weights of each row."""
+        return 0 if self._values is None or self._values.numel() == 0 else int(self._values[..., 4].max())
+
+    @property
+    def log_px(self) -> Tensor:
+        """log (1/K) Σ w, the importance-weighted bound (eq. 3.31); biased below log p(x) by about std_error²/2."""
+        top, total, _, _, count = self.values.unbind(-1)
+        return top + total.log() - count.log()
+
+    @property
+    def elbo(self) -> Tensor:
+        """L_1, the mean of log w."""
+        _, _, _, logs, count = self.values.unbind(-1)
+        return logs / count
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size (Σ w)² / Σ w², between 1 and K."""
+        _, total, squares, _, _ = self.values.unbind(-1)
+        return total.square() / squares
+
+    @property
+    def std_error(self) -> Tensor:
+        """Standard error of log_px by the delta method: s.e.² = K/(K−1) (Σw²/(Σw)² − 1/K); infinite at K = 1."""
+        _, total, squares, _, count = self.values.unbind(-1)
+        variance = (squares / total.square() - 1.0 / count).clamp(min=0.0) * count / (count - 1.0)
+        return torch.where(count > 1, variance.sqrt(), math.inf)

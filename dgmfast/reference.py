@@ -1,0 +1,119 @@
+"""The ops in plain PyTorch, line by line from the formulas: the truth the tests compare with, in float64.
+
+Same names and arguments as `dgmfast.ops`. Written for clarity, not speed: the benchmarks' rivals are in `bench/eager.py`.
+Section numbers refer to the thesis (L. Maaløe, 2018).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None) -> Tensor:
+    """KL(N(mean_q, e^log_var_q) ‖ N(mean_p, e^log_var_p)) summed over the last dimension; p defaults to N(0, I)."""
+    mean_p = torch.zeros_like(mean_q) if mean_p is None else mean_p
+    log_var_p = torch.zeros_like(log_var_q) if log_var_p is None else log_var_p
+    ratio = torch.exp(log_var_q - log_var_p)
+    distance = (mean_q - mean_p).square() * torch.exp(-log_var_p)
+    return 0.5 * (log_var_p - log_var_q + ratio + distance - 1.0).sum(-1)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
+    """log N(x; mean, e^log_var) summed over the last dimension; mean and log_var default to zero."""
+    mean = torch.zeros_like(x) if mean is None else mean
+    log_var = torch.zeros_like(x) if log_var is None else log_var
+    return -0.5 * (LOG_2PI + log_var + (x - mean).square() * torch.exp(-log_var)).sum(-1)
+
+
+def gaussian_merge(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision-weighted product of two Gaussians (eq. 5.4 with σ² = 1/(σ_q⁻² + σ_p⁻²)): (mean, log_var)."""
+    log_var = -torch.logaddexp(-log_var_q, -log_var_p)
+    weight_q = torch.sigmoid(log_var_p - log_var_q)
+    return mean_q * weight_q + mean_p * (1.0 - weight_q), log_var
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """Σ_d x_d l_d − softplus(l_d), the log-probability of x under Bernoulli(sigmoid(logits))."""
+    softplus = logits.clamp(min=0) + torch.log1p(torch.exp(-logits.abs()))
+    return (x.to(logits.dtype) * logits - softplus).sum(-1)
+
+
+def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
+    """log (1/K) Σ_k w_k (eq. 3.31) over dimension `dim` of size K."""
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def importance_state(log_w: Tensor) -> Tensor:
+    """[..., K] -> [..., 5] float64: (max, Σ e^{l−max}, Σ e^{2(l−max)}, Σ l, K), the sufficient statistics of the weights."""
+    log_w = log_w.double()
+    top = log_w.amax(-1)
+    scaled = torch.exp(log_w - top.unsqueeze(-1))
+    count = torch.full_like(top, log_w.shape[-1])
+    return torch.stack([top, scaled.sum(-1), scaled.square().sum(-1), log_w.sum(-1), count], -1)
+
+
+def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> list[Tensor]:
+    """Philox-4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & mask, (seed >> 32) & mask
+    for _ in range(10):
+        # the products exceed 63 bits: split the counter word in two 16-bit halves
+        hi0, lo0 = _multiply_32(c0, 0xD2511F53)
+        hi1, lo1 = _multiply_32(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return [c0, c1, c2, c3]
+
+
+def _multiply_32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    low = (a & 0xFFFF) * b
+    high = (a >> 16) * b + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def standard_normal(
+    rows: int, samples: int, dim: int, seed: int, stream: int = 0, first_row: int = 0, first_sample: int = 0
+) -> Tensor:
+    """[rows, samples, dim] float64 standard normals of the Philox key (seed) and counter (dimension, sample, row, stream).
+
+    Dimensions go in groups of 64: lane j of group g, counter word 16·g + j, yields the dimensions 64·g + j + {0, 16, 32, 48}
+    by two Box–Muller pairs.
+    """
+    groups = -(-dim // 64)
+    row = torch.arange(first_row, first_row + rows).view(-1, 1, 1)
+    sample = torch.arange(first_sample, first_sample + samples).view(1, -1, 1)
+    lane = torch.arange(groups * 16).view(1, 1, -1)
+    zero = row * 0 + sample * 0 + lane * 0
+    w0, w1, w2, w3 = philox_4x32((lane + zero, sample + zero, row + zero, stream + zero), seed)
+    draws = [*_box_muller(w0, w1), *_box_muller(w2, w3)]
+    # [rows, samples, groups, 4, 16] -> the dimension index in order
+    return torch.stack([d.view(rows, samples, groups, 16) for d in draws], 3).reshape(rows, samples, groups * 64)[..., :dim]
+
+
+def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    # the top bit says which half of (0, 1) u lies in; the other 31 bits its distance v from that end
+    v = ((radius_word & 0x7FFFFFFF).double() + 0.5) * 2.0**-32
+    log_u = torch.where(radius_word >= 2**31, torch.log(v), torch.log1p(-v))
+    radius = torch.sqrt(-2.0 * log_u)
+    angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def gaussian_sample(
+    mean: Tensor, log_var: Tensor, k: int = 1, *, seed: int | Tensor, stream: int = 0, first_row: int = 0, first_sample: int = 0
+) -> tuple[Tensor, Tensor]:
+    """z = mean + e^{log_var/2} ε and log q(z) = Σ_d −½(log 2π + log_var + ε²): [B, D] -> [B, k, D], or [B, K, D] once each."""
+    per_row = mean.dim() == 2
+    samples = k if per_row else mean.shape[1]
+    eps = standard_normal(mean.shape[0], samples, mean.shape[-1], int(seed), stream, first_row, first_sample)
+    eps = eps.to(device=mean.device, dtype=mean.dtype)
+    if per_row:
+        mean, log_var = mean.unsqueeze(1), log_var.unsqueeze(1)
+    z = mean + torch.exp(0.5 * log_var) * eps
+    return z, -0.5 * (LOG_2PI + log_var + eps.square()).sum(-1)
