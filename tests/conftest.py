@@ -1,0 +1,76 @@
+"""What several test files share: the real data, and fixtures for every device and every instruction set of the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from op_cases import DEVICES, PATHS, dtypes_of
+
+from dgmfast import _C, data
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of the real data sets."""
+    folder = data.default_dir()
+    if folder is None and not SHARED.is_dir():
+        pytest.skip("DGMFAST_DATA_DIR is not set and ../shared/data does not exist beside the repository")
+    return folder or SHARED
+
+
+def _device_of(path: str) -> str:
+    return path if path in DEVICES else "cpu"
+
+
+def _name(path_and_dtype: tuple[str, torch.dtype]) -> str:
+    return f"{path_and_dtype[0]}-{str(path_and_dtype[1]).removeprefix('torch.')}"
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device there is."""
+    return request.param
+
+
+@pytest.fixture(params=[(device, dtype) for device in DEVICES for dtype in dtypes_of(device)], ids=_name)
+def device_dtype(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
+    """Each device with each dtype that the ops take there."""
+    return request.param
+
+
+@pytest.fixture
+def restored_isa() -> Iterator[None]:
+    """Puts back the instruction set that was in force."""
+    active = _C.isa()
+    yield
+    _C.set_isa(active)
+
+
+@pytest.fixture(params=PATHS)
+def path_device(request: pytest.FixtureRequest, restored_isa: None) -> str:
+    """The device of each path: every instruction set of this processor, in force during the test, and every GPU."""
+    if _device_of(request.param) == "cpu":
+        _C.set_isa(request.param)
+    return _device_of(request.param)
+
+
+@pytest.fixture(params=[(path, dtype) for path in PATHS for dtype in dtypes_of(_device_of(path))], ids=_name)
+def path_dtype(request: pytest.FixtureRequest, restored_isa: None) -> tuple[str, torch.dtype]:
+    """(device, dtype) for each path, as `path_device`, and each dtype that it takes."""
+    path, dtype = request.param
+    if _device_of(path) == "cpu":
+        _C.set_isa(path)
+    return _device_of(path), dtype
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

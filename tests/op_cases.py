@@ -1,0 +1,219 @@
+"""The table of cases that the checks common to all ops run over, and the tolerance rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dgmfast import _C, ops, reference
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def dtypes_of(device: str) -> list[torch.dtype]:
+    """What the ops take on a device."""
+    return [torch.float32, torch.float64] + ([torch.bfloat16, torch.float16] if device == "cuda" else [])
+
+
+def available_isas() -> list[str]:
+    """The CPU paths that this processor can run."""
+    active, available = _C.isa(), []
+    for name in ("baseline", "avx2", "avx512"):
+        try:
+            _C.set_isa(name)
+        except ValueError:
+            continue
+        available.append(name)
+    _C.set_isa(active)
+    return available
+
+
+ISAS = available_isas()
+PATHS = ISAS + [device for device in DEVICES if device != "cpu"]  # every kernel there is: one per instruction set, and CUDA's
+
+# around the widths of vectors (4 to 16), the groups of 64 of the noise, the blocks of 256 columns and of 4096 summands
+SIZES = [1, 3, 17, 63, 64, 65, 255, 256, 257, 784, 4097]
+
+# how the float64 CPU values of an argument are drawn, by the kind of the argument
+DRAWS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
+    "mean": lambda shape, g: 2.0 * torch.randn(shape, generator=g, dtype=torch.float64),
+    "log_var": lambda shape, g: 1.5 * torch.randn(shape, generator=g, dtype=torch.float64),
+    "logits": lambda shape, g: 4.0 * torch.randn(shape, generator=g, dtype=torch.float64),
+    "log_w": lambda shape, g: 3.0 * torch.randn(shape, generator=g, dtype=torch.float64) - 50.0,
+    "probability": lambda shape, g: torch.rand(shape, generator=g, dtype=torch.float64),
+    "byte": lambda shape, g: torch.randint(0, 2, shape, generator=g, dtype=torch.uint8),
+    "bool": lambda shape, g: torch.randint(0, 2, shape, generator=g, dtype=torch.bool),
+}
+
+Tensors = dict[str, Tensor]
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+# the tensor arguments in the schema's order, for the ops that may leave some out
+SLOTS = {"gaussian_kl": ["mean_q", "log_var_q", "mean_p", "log_var_p"], "gaussian_log_prob": ["x", "mean", "log_var"]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op with one choice of optional arguments."""
+
+    id: str
+    op: str
+    kinds: dict[str, str]  # tensor argument -> kind; optional arguments that are not named are left out
+    kwargs: dict[str, object] = field(default_factory=dict)
+    leading: tuple[int, ...] = (3,)  # the usual leading dimensions
+    ranks: tuple[int, int] = (0, 4)  # how many there may be
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.kinds)
+
+    @property
+    def floating(self) -> list[str]:
+        return [name for name, kind in self.kinds.items() if kind not in ("byte", "bool")]
+
+    def call(self, **tensors: Tensor) -> tuple[Tensor, ...]:
+        return as_tuple(getattr(ops, self.op)(**tensors, **self.kwargs))
+
+    def reference(self, **tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.op in ("gaussian_sample", "gaussian_merge"):  # whose references do not broadcast, or not all outputs
+            tensors = dict(zip(tensors, torch.broadcast_tensors(*tensors.values()), strict=True))
+        return as_tuple(getattr(reference, self.op)(**tensors, **self.kwargs))
+
+    def tensors(
+        self,
+        dim: int = 5,
+        leading: Sequence[int] | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> Tensors:
+        """Random arguments of shape [*leading, dim], or each of its own shape."""
+        generator = torch.Generator().manual_seed(seed)
+        usual = (*(self.leading if leading is None else leading), dim)
+        drawn = {}
+        for i, (name, kind) in enumerate(self.kinds.items()):
+            value = DRAWS[kind](usual if shapes is None else tuple(shapes[i]), generator)
+            drawn[name] = value.to(device, dtype if value.is_floating_point() else None)
+        return drawn
+
+    def positional(self, tensors: Tensors) -> tuple[object, ...]:
+        """The arguments as the schema of torch.ops.dgmfast.<op> orders them."""
+        if self.op == "gaussian_sample":
+            keys = {"k": 1, "seed": 0, "seed_tensor": None, "stream": 0, "first_row": 0, "first_sample": 0} | self.kwargs
+            if isinstance(keys["seed"], Tensor):
+                keys["seed_tensor"], keys["seed"] = keys["seed"], 0
+            return (*tensors.values(), *keys.values())
+        slots = SLOTS.get(self.op, self.names)
+        return (*(tensors.get(name) for name in slots), *self.kwargs.values())
+
+
+KL = {"mean_q": "mean", "log_var_q": "log_var", "mean_p": "mean", "log_var_p": "log_var"}
+LOG_PROB = {"x": "mean", "mean": "mean", "log_var": "log_var"}
+SAMPLE = {"mean": "mean", "log_var": "log_var"}
+WEIGHTS = {"log_w": "log_w"}
+KEY = {"seed": 0x1234_5678_9ABC, "stream": 3}
+
+
+def _without(kinds: dict[str, str], *left_out: str) -> dict[str, str]:
+    return {name: kind for name, kind in kinds.items() if name not in left_out}
+
+
+CASES = [
+    Case("kl", "gaussian_kl", KL),
+    Case("kl_no_mean_p", "gaussian_kl", _without(KL, "mean_p")),
+    Case("kl_no_log_var_p", "gaussian_kl", _without(KL, "log_var_p")),
+    Case("kl_standard", "gaussian_kl", _without(KL, "mean_p", "log_var_p")),
+    Case("log_prob", "gaussian_log_prob", LOG_PROB),
+    Case("log_prob_no_mean", "gaussian_log_prob", _without(LOG_PROB, "mean")),
+    Case("log_prob_no_log_var", "gaussian_log_prob", _without(LOG_PROB, "log_var")),
+    Case("log_prob_standard", "gaussian_log_prob", _without(LOG_PROB, "mean", "log_var")),
+    Case("sample", "gaussian_sample", SAMPLE, KEY, (3,), (1, 1)),
+    Case("sample_k", "gaussian_sample", SAMPLE, {"k": 3, **KEY}, (2,), (1, 1)),
+    Case("sample_each", "gaussian_sample", SAMPLE, {**KEY, "first_row": 5, "first_sample": 9}, (2, 3), (2, 2)),
+    Case("merge", "gaussian_merge", KL),
+    Case("bernoulli", "bernoulli_log_prob", {"logits": "logits", "x": "probability"}),
+    Case("bernoulli_byte", "bernoulli_log_prob", {"logits": "logits", "x": "byte"}),
+    Case("bernoulli_bool", "bernoulli_log_prob", {"logits": "logits", "x": "bool"}),
+    Case("bound", "importance_bound", WEIGHTS),
+    Case("bound_dim0", "importance_bound", WEIGHTS, {"dim": 0}, (3,), (1, 4)),
+    Case("bound_dim1", "importance_bound", WEIGHTS, {"dim": 1}, (2, 3), (2, 4)),
+]
+# one case per op, with all its arguments
+FULL = [case for case in CASES if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "bound")]
+# the ops with several arguments [..., D], which broadcast
+BROADCASTING = [case for case in CASES if len(case.kinds) > 1]
+
+
+def evaluate(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, weights: Sequence[Tensor] | None = None) -> Tensors:
+    """The outputs by number and the gradients of Σ weights · outputs (of their sum without weights) by argument."""
+    leaves = {name: t.detach().requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
+    outputs = function(**leaves)
+    if weights is None:
+        weights = [torch.ones_like(out) for out in outputs]
+    wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+    grads = torch.autograd.grad(outputs, list(wanted.values()), list(weights))
+    found = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
+    return found | {f"gradient of {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+
+
+def output_weights(outputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    """Random weights for the outputs, so that a gradient that ignores its incoming gradient is found out."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
+
+
+def double(tensors: Tensors) -> Tensors:
+    return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def assert_same(got: Tensors, expected: Tensors) -> None:
+    """Bit-equal, NaN where NaN."""
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        assert value.shape == expected[name].shape, name
+        assert torch.equal(value.nan_to_num(123.0), expected[name].nan_to_num(123.0)), name
+
+
+# Roundings that an op may have beyond twice the error of the reference: its exp and log are right to 2 ulp where torch's are
+# to 1, and it sums a row in another order. In float64 the reference is its own truth, rounded as often as the op is.
+FLOOR = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+
+
+def assert_within_tolerance(got: Tensors, own: Tensors, truth: Tensors, log_size: float = 0.0) -> None:
+    """The rule: error against float64 ≤ 2 × the reference's own error in this dtype, plus a few roundings.
+
+    A rounding is that of the largest value, and of 1 nat for outputs, which sum numbers near 1. Gradients that are the
+    exponential of a logarithm of size `log_size` carry the rounding of that logarithm.
+    """
+    assert got.keys() == truth.keys()
+    for name, value in got.items():
+        exact, rounded = truth[name].cpu(), own[name]
+        assert value.shape == exact.shape and value.dtype == rounded.dtype, f"{name}: {value.shape} {value.dtype}"
+        if not value.numel():
+            continue
+        error = (value.cpu().double() - exact).abs().max()
+        own_error = (rounded.cpu().double() - exact).abs().max()
+        size = exact.abs().max()
+        roundings = (
+            FLOOR[value.dtype] * size.clamp(min=1.0) if name.startswith("output") else (FLOOR[value.dtype] + log_size) * size
+        )
+        allowed = 2.0 * own_error + roundings * torch.finfo(value.dtype).eps
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (reference {own_error:.3g})"
+
+
+def assert_matches_reference(case: Case, tensors: Tensors) -> None:
+    """Values and gradients of the op against the float64 reference of the same (rounded) arguments."""
+    outputs = [out.detach() for out in case.reference(**tensors)]
+    weights = output_weights(outputs)
+    truth = evaluate(case.reference, double(tensors), [w.double() for w in weights])
+    log_size = float(outputs[0].abs().max()) if case.op == "importance_bound" and outputs[0].numel() else 0.0
+    assert_within_tolerance(evaluate(case.call, tensors, weights), evaluate(case.reference, tensors, weights), truth, log_size)

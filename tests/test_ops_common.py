@@ -1,0 +1,295 @@
+"""What holds for every op alike, over the table of op_cases: values and gradients at every shape, layout and extreme."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import (
+    BROADCASTING,
+    CASES,
+    DEVICES,
+    FULL,
+    ISAS,
+    SIZES,
+    Case,
+    Tensors,
+    assert_matches_reference,
+    assert_same,
+    double,
+    evaluate,
+    output_weights,
+)
+
+from dgmfast import _C, ops
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+every_op = pytest.mark.parametrize("case", FULL, ids=lambda case: case.op)
+every_broadcasting_case = pytest.mark.parametrize("case", BROADCASTING, ids=lambda case: case.id)
+last_dim_cases = pytest.mark.parametrize("case", [c for c in CASES if c.op != "importance_bound"], ids=lambda case: case.id)
+
+
+# Values and gradients
+
+
+@pytest.mark.parametrize("dim", SIZES)
+@every_case
+def test_matches_the_reference(case: Case, dim: int, path_dtype: tuple[str, torch.dtype]) -> None:
+    device, dtype = path_dtype
+    assert_matches_reference(case, case.tensors(dim, device=device, dtype=dtype, seed=dim))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_case
+def test_instruction_sets_agree(case: Case, dtype: torch.dtype, restored_isa: None) -> None:
+    tensors = case.tensors(257, dtype=dtype)
+    found = {}
+    for isa in ISAS:
+        _C.set_isa(isa)
+        assert _C.isa() == isa
+        found[isa] = evaluate(case.call, tensors)
+    for isa in ISAS[1:]:
+        for name, value in found[isa].items():
+            expected = found["baseline"][name]
+            # the paths differ in contracted multiply-adds and in the order of sums: a few roundings, more after log Σ w at −50
+            torch.testing.assert_close(value, expected, rtol=0, atol=float(100 * torch.finfo(dtype).eps * expected.abs().max()))
+
+
+@st.composite
+def broadcasting(draw: st.DrawFn, case: Case) -> tuple[list[tuple[int, ...]], int]:
+    """Shapes of the arguments: a common leading shape of which each has some dimensions missing and some of size 1."""
+    full = draw(st.lists(st.integers(0, 4), min_size=case.ranks[0], max_size=case.ranks[1]))
+    dim = draw(st.sampled_from([0, 1, 2, 3, 16, 17, 65, 257]))
+    shapes = []
+    for _ in case.kinds:
+        own = full[draw(st.integers(0, len(full))) :]
+        shapes.append([1 if draw(st.booleans()) else size for size in own])
+    if all(len(shape) < case.ranks[0] for shape in shapes):
+        shapes[draw(st.integers(0, len(shapes) - 1))] = list(full)
+    return [(*shape, dim) for shape in shapes], draw(st.integers(0, 2**30))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@every_broadcasting_case
+def test_broadcasts(case: Case, device: str) -> None:
+    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    @given(broadcasting(case))
+    def check(drawn: tuple[list[tuple[int, ...]], int]) -> None:
+        shapes, seed = drawn
+        assert_matches_reference(case, case.tensors(shapes=shapes, seed=seed, device=device))
+
+    check()
+
+
+@every_broadcasting_case
+def test_gradient_of_many_broadcast_rows(case: Case, path_device: str) -> None:
+    """Sums over 200 rows, which the CPU kernels cut in partial sums of 64 and the CUDA ones in segments."""
+    full = (200, 70) if case.ranks[1] == 1 else (5, 40, 70)
+    for i, _ in enumerate(case.kinds):
+        shapes = [full if j != i else (70,) for j in range(len(case.kinds))]
+        assert_matches_reference(case, case.tensors(shapes=shapes, device=path_device))
+
+
+@pytest.mark.parametrize("leading", [(0,), (1,), (5, 0), (0, 3)])
+@last_dim_cases
+def test_empty_batch(case: Case, leading: tuple[int, ...], device: str) -> None:
+    if not case.ranks[0] <= len(leading) <= case.ranks[1]:
+        leading = (leading * 2)[: case.ranks[1]]
+    for dim in (0, 4):
+        assert_matches_reference(case, case.tensors(dim, leading, device=device))
+
+
+@every_case
+def test_layout_does_not_matter(case: Case, device: str) -> None:
+    """Transposed, strided, offset and expanded arguments give the bits of their contiguous copies, and so do their gradients."""
+    layouts: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+        "strided rows": lambda t: (
+            torch.stack([t, t], 0).flatten(0, 1)[: len(t)] if t.dim() == 1 else torch.cat([t, t], 0)[: len(t)]
+        ),
+        "every second": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+        "offset": lambda t: torch.cat([t[..., :1], t], -1)[..., 1:],
+        "expanded last": lambda t: t[..., :1].expand(t.shape),
+        "expanded first": lambda t: t[:1].expand(t.shape),
+        "one number": lambda t: t.flatten()[0].expand(t.shape),
+    }
+    tensors = case.tensors(18, device=device)
+    for which in [*([name] for name in tensors), list(tensors)]:
+        for layout in layouts.values():
+            strided = {name: layout(t) if name in which else t for name, t in tensors.items()}
+            packed = {name: t.contiguous() for name, t in strided.items()}
+            weights = output_weights([out.detach() for out in case.call(**packed)])
+            expected = evaluate(case.call, packed, weights)
+            assert_same(evaluate(case.call, strided, weights), expected)
+            flipped = [w.movedim(0, -1).contiguous().movedim(-1, 0) if w.dim() else w for w in weights]
+            assert_same(evaluate(case.call, packed, flipped), expected)
+    ones = [torch.ones((), device=device).expand(out.shape) for out in case.call(**tensors)]  # as .sum().backward() passes them
+    assert_same(evaluate(case.call, tensors, ones), evaluate(case.call, tensors))
+
+
+@every_broadcasting_case
+def test_many_dimensions(case: Case, device: str) -> None:
+    """More than 8 leading dimensions that do not merge: the right result or a clear error; size-1 dimensions never count."""
+    if case.op == "gaussian_sample":
+        pytest.skip("gaussian_sample takes at most two leading dimensions")
+    for rank in (9, 13):
+        tensors = case.tensors(2, [2] * rank, device=device)
+        first = case.names[0]
+        tensors[first] = tensors[first].permute(*reversed(range(rank)), rank)
+        try:
+            assert_matches_reference(case, tensors)
+        except ValueError as error:
+            assert re.match(rf"{case.op}: .*8 leading dimensions.*; got", str(error)), error
+
+
+@every_broadcasting_case
+def test_many_dimensions_of_size_1(case: Case, device: str) -> None:
+    """They merge away; a set of dimensions kept as the bits of a 32-bit word would mix up the third and the 35th."""
+    if case.op == "gaussian_sample":
+        pytest.skip("gaussian_sample takes at most two leading dimensions")
+    shapes = [[1] * 40 + [5] for _ in case.kinds]
+    for i, shape in enumerate(shapes):
+        shape[3 if i % 2 else 35] = 4 + i % 2
+    assert_matches_reference(case, case.tensors(shapes=shapes, device=device))
+
+
+@every_case
+def test_threads_do_not_matter(case: Case, path_device: str, threads: None) -> None:
+    leading = (400, *case.leading[1:])
+    tensors = case.tensors(257, leading, device=path_device)
+    if len(tensors) > 1:
+        tensors["last"] = tensors.pop(last := case.names[-1])[:1]  # one broadcast argument, whose gradient sums over rows
+        tensors[last] = tensors.pop("last")
+    torch.set_num_threads(1)
+    expected = evaluate(case.call, tensors)
+    torch.set_num_threads(2)
+    assert_same(evaluate(case.call, tensors), expected)
+
+
+# Extremes
+
+
+FINITE = {
+    "mean": [0.0, 1.5, -100.0, 1e4],
+    "log_var": [0.0, -1.5, 20.0, -100.0, 100.0, -1e4, 1e4],
+    "logits": [0.5, -1.5, 20.0, -100.0, 100.0, -1e4, 1e4],  # 0.5: at 0 the reference has no derivative (test_bernoulli_log_prob)
+    "probability": [0.0, 1.0, 0.3],
+}
+# no |log_var| above 80 here: e^−log_var must be normal in float32, because the kernels flush it to 0 and 0 · ∞ is NaN
+NOT_FINITE = {
+    "mean": [0.0, 1.5, -100.0, math.inf, -math.inf, math.nan],
+    "log_var": [0.0, -1.5, 80.0, -80.0, math.inf, -math.inf, math.nan],
+    "logits": [0.5, -1.5, 100.0, math.inf, -math.inf, math.nan],
+    "probability": [0.0, 1.0, 0.3, math.nan],
+}
+extreme_cases = pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.id not in ("bernoulli_byte", "bernoulli_bool") and c.op != "importance_bound"],
+    ids=lambda c: c.id,
+)
+
+
+def grid(case: Case, values: dict[str, list[float]], dim: int, device: str, dtype: torch.dtype) -> Tensors:
+    """Every combination of the arguments' values, each a row of `dim` equal numbers."""
+    rows = torch.tensor(list(product(*(values[kind] for kind in case.kinds.values()))), dtype=dtype, device=device)
+    shape = (len(rows), *[1] * (case.ranks[0] - 1), dim)
+    return {name: rows[:, i].view(-1, *[1] * (len(shape) - 1)).expand(shape) for i, name in enumerate(case.names)}
+
+
+def evaluate_without_overflow(case: Case, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """The reference in `dtype`, but in 16 bits computed in float32 as the op does, because its intermediate results overflow."""
+    wider = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    return {name: t.to(dtype) for name, t in evaluate(case.reference, {n: t.to(wider) for n, t in tensors.items()}).items()}
+
+
+def largest_term(case: Case, tensors: Tensors) -> torch.Tensor:
+    """[rows] float64: the size of what is added up to a result, of which an op may have some roundings."""
+    terms = [torch.ones(len(tensors[case.names[0]]), dtype=torch.float64)]
+    for name, kind in case.kinds.items():
+        value = tensors[name].double().flatten(1)[:, 0].cpu()
+        terms += [value.abs()] if kind == "mean" else []
+        terms += (
+            [7.0 * torch.exp(0.5 * value)] if case.op == "gaussian_sample" and kind == "log_var" else []
+        )  # 7: the largest normal
+    return torch.stack(torch.broadcast_tensors(*terms)).amax(0)
+
+
+@pytest.mark.parametrize("dim", [1, 19])
+@extreme_cases
+def test_extreme_values(case: Case, dim: int, path_dtype: tuple[str, torch.dtype]) -> None:
+    device, dtype = path_dtype
+    tensors = grid(case, FINITE, dim, device, dtype)
+    got, own = evaluate(case.call, tensors), evaluate_without_overflow(case, tensors, dtype)
+    truth = evaluate(case.reference, double(tensors))
+    size = largest_term(case, tensors)
+    for name, value in got.items():
+        # one number per row: the first of equal ones (all of them, where noise makes them differ)
+        value, rounded, exact = (
+            t[name].double().cpu().flatten(1) if t[name].dim() > 1 else t[name].double().cpu()[:, None] for t in (got, own, truth)
+        )
+        finite = rounded.isfinite() & exact.isfinite()
+        assert torch.equal(finite, value.isfinite() & exact.isfinite()), name
+        if name.startswith("output"):
+            assert torch.equal(value[rounded.isinf()], rounded[rounded.isinf()]), name
+        scale = torch.maximum(exact.abs(), size[:, None])
+        allowed = 2.0 * (rounded - exact).abs() + 32 * dim**0.5 * torch.finfo(dtype).eps * scale
+        assert bool(((value - exact).abs() <= allowed)[finite].all()), name
+
+
+@pytest.mark.parametrize("dim", [1, 19])
+@extreme_cases
+def test_not_finite_values_propagate(case: Case, dim: int, path_dtype: tuple[str, torch.dtype]) -> None:
+    device, dtype = path_dtype
+    tensors = grid(case, NOT_FINITE, dim, device, dtype)
+    reference = evaluate_without_overflow(case, tensors, dtype)
+    for i, got in enumerate(case.call(**tensors)):
+        expected = reference[f"output {i}"]
+        wrong = (got.isnan() != expected.isnan()) | ((got.isinf() | expected.isinf()) & ~got.isnan() & (got != expected))
+        rows = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong
+        first = {name: t.flatten(1)[rows][:1, 0].tolist() for name, t in tensors.items()}
+        assert not rows.any(), (
+            f"{int(rows.sum())} of {len(rows)} rows, the first {first}: {got[rows][:1]} and {expected[rows][:1]}"
+        )
+
+
+@every_case
+def test_nan_stays_in_its_row(case: Case, device: str) -> None:
+    for spoilt in case.floating:
+        tensors = case.tensors(70, (5, *case.leading[1:]), device=device)
+        clean = evaluate(case.call, tensors)
+        tensors[spoilt][2, ..., 33] = math.nan
+        reference = evaluate(case.reference, tensors)
+        for name, value in evaluate(case.call, tensors).items():
+            assert torch.equal(value.isnan(), reference[name].isnan()), f"{spoilt}: {name}"
+            keep = ~value.isnan()
+            assert torch.equal(value[keep], clean[name][keep]), f"{spoilt}: {name}"
+
+
+@every_op
+def test_python_threads(case: Case, device: str) -> None:
+    """The extension lets go of the interpreter's lock: calls at the same time do not disturb each other."""
+    tensors = case.tensors(257, (60, *case.leading[1:]), device=device)
+    expected, found = evaluate(case.call, tensors), []
+    workers = [threading.Thread(target=lambda: found.extend(evaluate(case.call, tensors) for _ in range(5))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 20
+    for result in found:
+        assert_same(result, expected)
+
+
+def test_negative_bit_views() -> None:
+    """The imaginary part of a conjugate holds its negative in memory; the ops see the values."""
+    mean = torch.randn(4, 5, dtype=torch.complex64).conj().imag
+    assert mean.is_neg()
+    log_var = torch.zeros(4, 5)
+    assert torch.equal(ops.gaussian_kl(mean, log_var), ops.gaussian_kl(mean.clone().resolve_neg(), log_var))
