@@ -1,0 +1,63 @@
+"""The idx format of MNIST: 00 00, a type code, the number of dimensions, big-endian sizes, the elements in row-major order."""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from dgmfast.data._files import read_bytes
+from dgmfast.errors import InputError
+
+GZIP_MAGIC = b"\x1f\x8b"
+UNSIGNED_BYTE = 0x08
+MAX_DIMENSIONS = 32  # of a numpy array before numpy 2
+
+
+def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray:
+    """Read an idx file of unsigned bytes, plain or gzipped, into a read-only uint8 array of the shape in its header.
+
+    Raises InputError when the file is missing, cut, too long, not idx, or when its uncompressed bytes do not have the given md5.
+    Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
+    """
+    path = Path(path)
+    raw = _uncompressed(path)
+    shape = _shape(path, raw)
+    header = 4 + 4 * len(shape)
+    expected = header + math.prod(shape)
+    if len(raw) != expected:
+        raise InputError(f"{path}: expected {expected} bytes for shape {list(shape)} in the idx header; got {len(raw)}")
+    if md5 is not None:
+        digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if digest != md5:
+            raise InputError(f"{path}: expected md5 {md5} of the uncompressed bytes; got {digest}")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def _uncompressed(path: Path) -> bytes:
+    raw = read_bytes(path)
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: expected a whole gzip file; got {len(raw)} bytes that do not decompress ({error})") from error
+
+
+def _shape(path: Path, raw: bytes) -> tuple[int, ...]:
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != UNSIGNED_BYTE or not 1 <= raw[3] <= MAX_DIMENSIONS:
+        got = raw[:4].hex(" ") or "an empty file"
+        raise InputError(
+            f"{path}: expected an idx file of unsigned bytes (first bytes 00 00 08 and the number of dimensions); got {got}"
+        )
+    dimensions = raw[3]
+    if len(raw) < 4 + 4 * dimensions:
+        raise InputError(f"{path}: expected {4 + 4 * dimensions} bytes of idx header; got {len(raw)}")
+    shape: tuple[int, ...] = struct.unpack_from(f">{dimensions}I", raw, 4)
+    if 0 in shape:
+        raise InputError(f"{path}: expected positive sizes in the idx header; got {list(shape)}")
+    return shape

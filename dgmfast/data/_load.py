@@ -1,0 +1,32 @@
+"""Data sets by name."""
+
+import os
+
+from dgmfast.data._dataset import Dataset
+from dgmfast.data._digits import load_digits
+from dgmfast.data._mnist import load_mnist, load_mnist_static
+from dgmfast.data._omniglot import load_omniglot, load_omniglot_burda
+from dgmfast.errors import InputError
+
+READERS = {
+    "digits": lambda data_dir: load_digits(),
+    "mnist": load_mnist,
+    "mnist-static": load_mnist_static,
+    "omniglot": load_omniglot,
+    "omniglot-burda": load_omniglot_burda,
+}
+
+
+def names() -> list[str]:
+    """The names that `load` knows."""
+    return list(READERS)
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Read a data set by name from `data_dir`, or from the folder that DGMFAST_DATA_DIR names; "digits" needs no folder.
+
+    Raises InputError for an unknown name, a missing folder or file, and a file that is not what it should be.
+    """
+    if name not in READERS:
+        raise InputError(f"load: name must be one of {', '.join(READERS)}; got {name!r}")
+    return READERS[name](data_dir)
