@@ -1,0 +1,178 @@
+"""The run folder: config.json, state.pt (all that resume needs), model.safetensors (the export), and the logs beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgmfast import _C, data, models
+from dgmfast._files import write_atomically
+from dgmfast.errors import InputError
+from dgmfast.models.base import GenerativeModel
+from dgmfast.recipes import Recipe
+
+CONFIG, STATE, EXPORT, METRICS, FIGURES = "config.json", "state.pt", "model.safetensors", "metrics.jsonl", "figures"
+FORMAT = 1
+STATE_KEYS = frozenset({"format", "recipe", "environment", "epoch", "step", "model", "optimizer", "metrics_bytes"})
+TEST_SEED = 20150901  # the one draw that binarises every test set, the same for every model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and where it comes from."""
+
+    folder: Path
+    recipe: Recipe
+    model: GenerativeModel
+    image_shape: tuple[int, int, int] | None
+    epoch: int  # epochs trained when the model was exported
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What, besides the recipe, the last bits of the parameters depend on."""
+    from dgmfast import __version__
+
+    return {
+        "dgmfast": __version__,
+        "torch": str(torch.__version__),
+        "build": hashlib.blake2b(Path(str(_C.__file__)).read_bytes(), digest_size=6).hexdigest(),
+        "isa": str(_C.isa()),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "world_size": world_size,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def warn_if_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """One line when a resumed run cannot be equal bit for bit."""
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        warnings.warn(
+            f"resumed under other conditions, so not bit for bit the uninterrupted run: {', '.join(changed)}", stacklevel=3
+        )
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in the folder."""
+    metrics = folder / METRICS  # a run killed before its first checkpoint leaves it empty
+    return (folder / STATE).exists() or (folder / CONFIG).exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write state.pt, whole or not at all (InputError)."""
+    buffer = io.BytesIO()  # torch.save to a full disk would raise an error without its reason
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(folder / STATE, buffer.getvalue())
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What save_state wrote.
+
+    Raises:
+        InputError: no run in the folder, or state.pt is damaged or of another format.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no run that can be resumed: there is no {STATE} in it")
+    try:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"bad checksum of {damaged}")
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive makes torch raise almost anything
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: expected a whole checkpoint; got a damaged file ({type(error).__name__}: {reason})") from error
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise InputError(f"{path}: expected a checkpoint of dgmfast; got something else")
+    if state["format"] != FORMAT:
+        raise InputError(f"{path}: expected checkpoint format {FORMAT}; got {state['format']}, of another version of dgmfast")
+    return state
+
+
+def export(folder: Path, tensors: dict[str, Tensor], epoch: int) -> None:
+    """Write model.safetensors (InputError on a full disk)."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"epoch": str(epoch)})
+    write_atomically(folder / EXPORT, content)
+
+
+def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], image_shape: tuple[int, int, int] | None) -> None:
+    """Write config.json (InputError on a full disk)."""
+    config = {"recipe": recipe.to_dict(), "image_shape": image_shape, "environment": environment}
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
+    """The model of a run, from config.json and model.safetensors, ready for evaluation.
+
+    Raises:
+        InputError: the folder is not a run, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    missing = [name for name in (CONFIG, EXPORT) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is not the folder of a run: there is no {' and no '.join(missing)} in it")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        recipe = Recipe.from_dict(config["recipe"])
+        image_shape = tuple(config["image_shape"]) if config["image_shape"] else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG}: expected the settings of a run; got {error}") from error
+    model = create_model(recipe)
+    epoch = _import(folder / EXPORT, model)
+    return Run(folder, recipe, model.to(device).eval(), image_shape, epoch)
+
+
+def _import(path: Path, model: GenerativeModel) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return int((file.metadata() or {}).get("epoch", 0))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: expected the parameters of this run's model; got {reason}") from error
+
+
+def create_model(recipe: Recipe) -> GenerativeModel:
+    """The untrained model of a recipe."""
+    settings = dict(recipe.model)
+    return models.create(settings.pop("name"), **settings)
+
+
+def fixed_split(dataset: data.Dataset, split: str, binarize: bool) -> data.Split:
+    """A split as bounds are evaluated on it: with `binarize`, grey levels are binarised by the one fixed draw.
+
+    Raises:
+        InputError: the data set has no such split.
+    """
+    part: data.Split | None = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}.get(split)
+    if part is None:
+        have = [name for name in ("train", "valid", "test") if getattr(dataset, name) is not None]
+        raise InputError(f"split must be one of {', '.join(have)} for {dataset.name}; got {split!r}")
+    return data.Split(data.binarize(part.x, TEST_SEED), part.y) if binarize and not dataset.binary else part

@@ -1,0 +1,340 @@
+"""One training loop for all models: seeded, checkpointed, resumable bit for bit, on one process or on many.
+
+Every random choice is a pure function of the recipe's seed and of where it is made (`derive_seed`):
+
+- (seed, "init"): the initial parameters;
+- (seed, "shuffle", epoch), (seed, "binarize", epoch): the order of the rows and their binary images;
+- (seed, "noise", epoch, step): the latents, through Philox, row by row of the whole batch;
+- (seed, "torch", epoch, rank): torch's own generator, for layers that draw from it;
+- (seed, "evaluate"): the latents of the bounds in the log.
+
+So a checkpoint at the end of an epoch needs no generator's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgmfast import _run, data
+from dgmfast._distributed import Group, parallel, process_group, resolve_device
+from dgmfast._files import disk_errors
+from dgmfast._logs import Metrics, Progress
+from dgmfast.errors import InputError
+from dgmfast.models.base import GenerativeModel
+from dgmfast.objectives import Objective
+from dgmfast.recipes import Recipe, Schedule
+
+__all__ = ["Recipe", "Schedule", "derive_seed", "fit", "resume"]
+
+WINDOW = 50  # steps between two looks at the loss: reading it on CUDA waits for the device
+EVALUATION_ROWS = 1000
+INTACT = "the last checkpoint is intact"
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """A seed in [0, 2^63) for the choice at `path`, such as ("noise", epoch, step).
+
+    BLAKE2b of the JSON text of (seed, *path): different paths give independent seeds, on every machine the same ones. Torch's CPU
+    generator reads only the low 32 bits, so of the epochs of one run two may share a shuffle, with probability n²/2^33.
+    """
+    text = json.dumps([seed, *path]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def fit(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    dataset: data.Dataset | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    checkpoint_every: int = 10,
+    checkpoint_minutes: float = 10.0,
+    progress: bool = True,
+    figures: bool = True,
+) -> GenerativeModel:
+    """Train the model of `recipe` in a new run folder and return it, ready for evaluation.
+
+    dataset: what to train on instead of reading `recipe.data` from `data_dir`. A checkpoint is written at the start, after every
+    `checkpoint_every` epochs, at the end of an epoch `checkpoint_minutes` after the last one, and at the end.
+
+    Raises:
+        InputError: the folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
+    """
+    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    with _session(options) as group:
+
+        def check_folder() -> None:
+            if _run.holds_run(options.folder):
+                raise InputError(f"{folder} holds a run already: continue it with --resume, or name another folder")
+
+        group.from_first(check_folder)
+        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        x_dim = dataset.train.x.shape[1]
+        recipe = replace(recipe, model={"x_dim": x_dim, **recipe.model})
+        if recipe.model["x_dim"] != x_dim:
+            raise InputError(f"model.x_dim must be {x_dim}, the size of a row of {dataset.name}; got {recipe.model['x_dim']!r}")
+        return _Training(recipe, dataset, group, options, None).run()
+
+
+def resume(
+    folder: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    dataset: data.Dataset | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    checkpoint_every: int = 10,
+    checkpoint_minutes: float = 10.0,
+    progress: bool = True,
+    figures: bool = True,
+) -> GenerativeModel:
+    """Continue a run from its last checkpoint, to the parameters and metrics of an uninterrupted run, and return the model.
+
+    changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs; all other settings stay what
+    they were. Other arguments: as for `fit`.
+
+    Raises:
+        InputError: the folder holds no run, its checkpoint is damaged, or `changes` asks for more; and as for `fit`.
+    """
+    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    with _session(options) as group:
+        state = group.from_first(lambda: _run.load_state(options.folder))
+        recipe = _continued(Recipe.from_dict(json.loads(state["recipe"])), changes or {}, state["epoch"])
+        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        return _Training(recipe, dataset, group, options, state).run()
+
+
+def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe:
+    """The recipe to go on with, or the InputError that says why not."""
+    wanted = stored.override(changes)
+    if wanted == stored:
+        return stored
+    before, after = stored.to_dict(), wanted.to_dict()
+    changed = [name for name in before if before[name] != after[name] and name != "epochs"]
+    if changed:
+        told = ", ".join(f"{name} from {before[name]!r} to {after[name]!r}" for name in changed)
+        raise InputError(f"a resumed run keeps its settings, except for epochs; it cannot change {told}")
+    if stored.schedule.name == "burda":
+        raise InputError(
+            f"the burda schedule is scaled to the run's {stored.epochs} epochs; for {wanted.epochs}, begin a new run"
+        )
+    if wanted.epochs < epoch:
+        raise InputError(f"epochs must be at least {epoch}, those already trained; got {wanted.epochs}")
+    return wanted
+
+
+class _Options:
+    """How to train, as far as the trained parameters do not depend on it."""
+
+    def __init__(self, folder: Path, device: str, every: int, minutes: float, progress: bool, figures: bool) -> None:
+        if every < 1 or not minutes > 0.0:
+            raise InputError(f"checkpoint_every must be at least 1 and checkpoint_minutes above 0; got {every} and {minutes}")
+        self.folder, self.device = folder, resolve_device(device)
+        self.every, self.seconds, self.progress, self.figures = every, 60.0 * minutes, progress, figures
+
+
+@contextmanager
+def _session(options: _Options) -> Iterator[Group]:
+    devices = [options.device] if options.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), process_group(options.device) as group:
+        yield group
+
+
+class _Training:
+    """The state of a run between two epochs, and what moves it on."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: data.Dataset, group: Group, options: _Options, state: dict[str, Any] | None
+    ) -> None:
+        self.recipe, self.dataset, self.group, self.options = recipe, dataset, group, options
+        torch.manual_seed(derive_seed(recipe.seed, "init"))
+        model = _run.create_model(recipe)
+        self.x, self.y = self._to_device(model, _finite(dataset.train, dataset.name))
+        _check_last_batch(model, len(self.x), recipe.batch_size, group)
+        split = "test" if dataset.valid is None else "valid"
+        self.bound_name = f"{split}_elbo"
+        fixed = _run.fixed_split(dataset, split, recipe.binarize)
+        self.bound_x, self.bound_y = self._to_device(model, fixed)
+        self.bound_labels = fixed.y
+        if state is not None:
+            model.load_state_dict(state["model"])
+        elif recipe.start_at_mean:
+            model.start_at(self.x.mean(0).cpu())  # type: ignore[operator]
+        self.loss = parallel(model.to(options.device), recipe.objective, group, options.device)
+        self.model = model
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True
+        )
+        self.epoch, self.step, self.metrics_bytes = 0, 0, 0
+        self.environment = _run.environment(options.device, group.size)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step, self.metrics_bytes = state["epoch"], state["step"], state["metrics_bytes"]
+            if group.rank == 0:
+                _run.warn_if_changed(state["environment"], self.environment)
+        self.resumed = state is not None
+
+    def _to_device(self, model: GenerativeModel, split: data.Split) -> tuple[Tensor, Tensor | None]:
+        labels = split.y if model.num_classes else None
+        return split.x.to(self.options.device), None if labels is None else labels.to(self.options.device)
+
+    def run(self) -> GenerativeModel:
+        if self.group.rank > 0:
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(None)
+            return self.model.eval()
+        folder = self.options.folder
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with Metrics(folder, self.metrics_bytes, self.epoch) as metrics:
+            if not self.resumed:
+                self._save_state(metrics)  # before the other files, so that a folder with any of them can be resumed
+            _run.write_config(folder, self.recipe, self.environment, self.dataset.image_shape)
+            _run.export(folder, self.model.state_dict(), self.epoch)
+            steps = math.ceil(len(self.x) / self.recipe.batch_size)
+            bar = Progress(self.recipe.name, self.epoch, self.recipe.epochs, steps, self.options.progress)
+            try:
+                self._train(metrics, bar)
+            finally:
+                bar.close()
+        self.model.eval()
+        if self.options.figures:
+            from dgmfast import plots
+
+            plots.draw_run(folder, self.model, data.Split(self.bound_x, self.bound_labels), self.dataset.image_shape)
+        return self.model
+
+    def _train(self, metrics: Metrics, bar: Progress) -> None:
+        saved_at = time.monotonic()
+        while self.epoch < self.recipe.epochs:
+            record = self._train_epoch(bar)
+            metrics.append(record)
+            bar.epoch(record)
+            due = self.epoch % self.options.every == 0 or self.epoch == self.recipe.epochs
+            if due or time.monotonic() - saved_at >= self.options.seconds:
+                self._save_state(metrics)
+                _run.export(self.options.folder, self.model.state_dict(), self.epoch)
+                saved_at = time.monotonic()
+
+    def _train_epoch(self, bar: Progress | None) -> dict[str, Any]:
+        """Train one epoch; its record for the log, complete in the first process."""
+        start, epoch, recipe = time.perf_counter(), self.epoch, self.recipe
+        torch.manual_seed(derive_seed(recipe.seed, "torch", epoch, self.group.rank))
+        x = self.x
+        if recipe.binarize and not self.dataset.binary:
+            x = data.binarize(x, derive_seed(recipe.seed, "binarize", epoch))
+        rate, beta = recipe.learning_rate_at(epoch), recipe.objective.beta(epoch)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.model.train()
+        terms = self._steps(x, beta, bar)
+        self.epoch += 1
+        record = {"epoch": self.epoch, "step": self.step, "lr": rate, "beta": beta, **terms}
+        if self.epoch % recipe.eval_every == 0 and self.group.rank == 0:
+            record[self.bound_name] = self._bound()
+        return {**record, "seconds": round(time.perf_counter() - start, 3)}
+
+    def _steps(self, x: Tensor, beta: float, bar: Progress | None) -> dict[str, float]:
+        """All steps of an epoch; the mean over its rows of each term, in nats."""
+        seed, epoch, batch_size = self.recipe.seed, self.epoch, self.recipe.batch_size
+        generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
+        batches = torch.randperm(len(x), generator=generator).to(x.device).split(batch_size)
+        window: list[Tensor] = []
+        sums, names = torch.zeros((), dtype=torch.float64), ["loss"]
+        weights: list[float] = []
+        for step, batch in enumerate(batches):
+            begin, end = self.group.part(len(batch))
+            rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
+            share = (end - begin) / len(batch)
+            loss, terms = self.loss(
+                x[rows], None if self.y is None else self.y[rows], beta, derive_seed(seed, "noise", epoch, step), begin
+            )
+            self.optimizer.zero_grad()
+            (loss if self.group.size == 1 else loss * (share * self.group.size)).backward()  # the gradients are averaged
+            self.optimizer.step()
+            window += (loss.detach(), *terms.values())
+            weights.append(share * len(batch))
+            if len(weights) == WINDOW or step + 1 == len(batches):
+                names = ["loss", *terms]
+                sums = sums + self._close_window(torch.stack(window).view(-1, len(names)), weights, names, step)
+                if bar is not None:
+                    bar.steps(len(weights))
+                window, weights = [], []
+        self.step += len(batches)
+        loss, *means = (sums / len(x)).tolist()
+        return {"objective": -loss, **dict(zip(names[1:], means, strict=True))}
+
+    def _close_window(self, values: Tensor, weights: list[float], names: list[str], last: int) -> Tensor:
+        """The sums over the window's rows [terms]; `values` [steps, terms] are this process's means.
+
+        Raises:
+            InputError: a value is not finite; it names the first step with one.
+        """
+        values = values.double().cpu()
+        bad = self.group.sum((~values.isfinite()).long())
+        if bad.any():
+            step = int(bad.any(1).nonzero()[0])
+            guilty = [name for name, count in zip(names, bad[step].tolist(), strict=True) if count]
+            terms = [name for name in guilty if name not in ("loss", "elbo")] or guilty[:1]  # those two are sums of the others
+            place = f"epoch {self.epoch + 1}, step {last + 2 - len(values) + step}"
+            raise InputError(f"training stopped in {place}: {', '.join(terms)} not finite; {INTACT}")
+        return self.group.sum(torch.tensor(weights, dtype=torch.float64) @ values)
+
+    @torch.no_grad()
+    def _bound(self) -> float:
+        """L_1 of the validation (else the test) split, in nats per row."""
+        self.model.eval()
+        objective, seed, total = Objective(), derive_seed(self.recipe.seed, "evaluate"), 0.0
+        for first in range(0, len(self.bound_x), EVALUATION_ROWS):
+            x = self.bound_x[first : first + EVALUATION_ROWS]
+            y = None if self.bound_y is None else self.bound_y[first : first + EVALUATION_ROWS]
+            total += float(objective.loss(self.model, x, y, 1.0, seed, first)[1]["elbo"]) * len(x)
+        bound = total / len(self.bound_x)
+        if not math.isfinite(bound):
+            raise InputError(f"training stopped after epoch {self.epoch}: {self.bound_name} not finite; {INTACT}")
+        return bound
+
+    def _save_state(self, metrics: Metrics) -> None:
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"training stopped after epoch {self.epoch}: {name} not finite; {INTACT}")
+        state = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "environment": self.environment,
+            "epoch": self.epoch,
+            "step": self.step,
+            "metrics_bytes": metrics.sync(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        _run.save_state(self.options.folder, state)
+
+
+def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:
+    last = rows % batch_size or min(rows, batch_size)
+    normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normalised and last < 2 * group.size:
+        raise InputError(
+            "batch normalisation needs two rows per process in every batch, "
+            f"but {rows} rows in batches of {batch_size} leave {last}; choose another batch_size"
+        )
+
+
+def _finite(split: data.Split, name: str) -> data.Split:
+    finite = split.x.isfinite().all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"training stopped before epoch 1, step 1: x not finite in row {row} of the training data {name}")
+    return split
