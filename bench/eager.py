@@ -1,0 +1,335 @@
+"""The best plain-PyTorch form of every op that we could find: the rival of the benchmarks, reviewed as our own code is.
+
+Three kinds of form per op. `<op>` is differentiable and written for the compiler and for autograd. `<op>_forward` needs no
+gradient, works in place and passes over memory as few times as possible. A class is the op with its backward pass by hand.
+Which is fastest depends on the size and the processor, so the benchmarks time all of them and quote the fastest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgmfast.models import VAE
+from dgmfast.nn import BernoulliOutput
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+Weights = Callable[[VAE, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+LOG_2PI = math.log(2.0 * math.pi)
+# Elements of a temporary that stays in a core's cache: 1 MB of float32. Larger blocks were slower, and so were smaller ones.
+BLOCK_ELEMENTS = 2**18
+
+
+def rows_of_block(like: Tensor) -> int:
+    """Rows of [B, D] to work on at once: all of them on a GPU, whose caches hold no such block."""
+    return max(1, len(like) if like.is_cuda else BLOCK_ELEMENTS // like.shape[-1])
+
+
+def by_row_blocks(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """formula [B, D]… -> [B], applied to blocks of rows so that its temporaries stay in cache; no gradients."""
+
+    def blocked(*inputs: Tensor) -> Tensor:
+        rows = rows_of_block(inputs[0])
+        out = inputs[0].new_empty(inputs[0].shape[0])
+        for first in range(0, len(out), rows):
+            part = slice(first, first + rows)
+            out[part] = formula(*(t[part] for t in inputs))
+        return out
+
+    return blocked
+
+
+def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None) -> Tensor:
+    if mean_p is None or log_var_p is None:
+        return 0.5 * (mean_q.square() + log_var_q.exp() - log_var_q - 1.0).sum(-1)
+    ratio = log_var_q - log_var_p
+    return 0.5 * (ratio.exp() - ratio + (mean_q - mean_p).square() * torch.exp(-log_var_p) - 1.0).sum(-1)
+
+
+def gaussian_kl_forward(
+    mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None
+) -> Tensor:
+    if mean_p is None or log_var_p is None:
+        terms = log_var_q.exp().addcmul_(mean_q, mean_q).sub_(log_var_q)
+    else:
+        distance = mean_q - mean_p
+        terms = log_var_q.exp().addcmul_(distance, distance).div_(log_var_p.exp()).add_(log_var_p).sub_(log_var_q)
+    return terms.sum(-1).sub_(mean_q.shape[-1]).mul_(0.5)
+
+
+class GaussianKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> Tensor:
+        variance = log_var_p.exp()
+        distance = mean_q - mean_p
+        ratio = log_var_q.exp().div_(variance)
+        slope = torch.div(distance, variance, out=variance)
+        distance *= slope
+        ctx.save_for_backward(ratio, distance, slope)
+        return torch.add(ratio, distance).add_(log_var_p).sub_(log_var_q).sum(-1).sub_(mean_q.shape[-1]).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        ratio, distance, slope = ctx.saved_tensors
+        grad = grads[0].unsqueeze(-1)
+        half = 0.5 * grad
+        d_mean = slope * grad
+        return d_mean, (ratio - 1.0).mul_(half), d_mean.neg(), (ratio + distance).sub_(1.0).mul_(-half)
+
+
+class GaussianKLToStandard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean_q: Tensor, log_var_q: Tensor) -> Tensor:
+        variance = log_var_q.exp()
+        ctx.save_for_backward(mean_q, variance)
+        return torch.addcmul(variance, mean_q, mean_q).sub_(log_var_q).sum(-1).sub_(mean_q.shape[-1]).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        mean_q, variance = ctx.saved_tensors
+        grad = grads[0].unsqueeze(-1)
+        return mean_q * grad, (variance - 1.0).mul_(0.5 * grad)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
+    if mean is None or log_var is None:
+        return -0.5 * (x.square().sum(-1) + x.shape[-1] * LOG_2PI)
+    return -0.5 * (log_var + (x - mean).square() * torch.exp(-log_var)).sum(-1) - 0.5 * x.shape[-1] * LOG_2PI
+
+
+def gaussian_log_prob_forward(x: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
+    if mean is None or log_var is None:
+        terms = torch.linalg.vector_norm(x, dim=-1).square_()
+    else:
+        terms = (x - mean).square_().div_(log_var.exp()).add_(log_var).sum(-1)
+    return terms.add_(x.shape[-1] * LOG_2PI).mul_(-0.5)
+
+
+class GaussianLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        distance = x - mean
+        slope = torch.exp(-log_var).mul_(distance)
+        ctx.save_for_backward(distance, slope)
+        return torch.addcmul(log_var, distance, slope).sum(-1).add_(x.shape[-1] * LOG_2PI).mul_(-0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        distance, slope = ctx.saved_tensors
+        grad = grads[0].unsqueeze(-1)
+        d_mean = slope * grad
+        return d_mean.neg(), d_mean, (distance * slope).sub_(1.0).mul_(0.5 * grad)
+
+
+class StandardLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return gaussian_log_prob_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * -grads[0].unsqueeze(-1)
+
+
+def gaussian_merge(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
+    difference = log_var_p - log_var_q
+    return torch.lerp(mean_p, mean_q, torch.sigmoid(difference)), log_var_q + F.logsigmoid(difference)
+
+
+def gaussian_merge_forward(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
+    weight_q = (log_var_p - log_var_q).sigmoid_()
+    return torch.lerp(mean_p, mean_q, weight_q), weight_q.log_().add_(log_var_q)
+
+
+class GaussianMerge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
+        weight_q = (log_var_p - log_var_q).sigmoid_()
+        distance = mean_p - mean_q
+        ctx.save_for_backward(weight_q, distance)
+        return torch.lerp(mean_p, mean_q, weight_q), weight_q.log().add_(log_var_q)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        weight_q, distance = ctx.saved_tensors
+        grad_mean, grad_log_var = grads
+        d_mean_q = grad_mean * weight_q
+        d_mean_p = grad_mean - d_mean_q
+        # d mean / d log_var_q = w (1 − w) (mean_p − mean_q)
+        slope = (d_mean_p * weight_q).mul_(distance)
+        d_log_var_q = torch.addcmul(slope, grad_log_var, weight_q)
+        return d_mean_q, d_log_var_q, d_mean_p, grad_log_var - d_log_var_q
+
+
+def gaussian_sample(mean: Tensor, log_var: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """[B, D] -> z [B, k, D] and log q(z) [B, k], from torch's own generator: noise that cannot be drawn again by its key."""
+    eps = torch.randn(mean.shape[0], k, mean.shape[1], dtype=mean.dtype, device=mean.device)
+    z = torch.addcmul(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1), eps)
+    constant = log_var.sum(-1, keepdim=True) + mean.shape[1] * LOG_2PI
+    return z, -0.5 * (eps.square().sum(-1) + constant)
+
+
+def gaussian_sample_forward(mean: Tensor, log_var: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    eps = torch.randn(mean.shape[0], k, mean.shape[1], dtype=mean.dtype, device=mean.device)
+    constant = log_var.sum(-1, keepdim=True).add_(mean.shape[1] * LOG_2PI)
+    log_q = torch.linalg.vector_norm(eps, dim=-1).square_().add_(constant).mul_(-0.5)
+    std = log_var.mul(0.5).exp_().unsqueeze(1)
+    return torch.addcmul(mean.unsqueeze(1), std, eps, out=eps), log_q
+
+
+class GaussianSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        eps = torch.randn(mean.shape[0], k, mean.shape[1], dtype=mean.dtype, device=mean.device)
+        std = torch.exp(0.5 * log_var)
+        ctx.save_for_backward(eps, std)
+        constant = log_var.sum(-1, keepdim=True).add_(mean.shape[1] * LOG_2PI)
+        log_q = torch.linalg.vector_norm(eps, dim=-1).square_().add_(constant).mul_(-0.5)
+        return torch.addcmul(mean.unsqueeze(1), std.unsqueeze(1), eps), log_q
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        eps, std = ctx.saved_tensors
+        grad_z, grad_log_q = grads
+        d_log_var = (grad_z * eps).sum(1).mul_(std).sub_(grad_log_q.sum(1, keepdim=True)).mul_(0.5)
+        return grad_z.sum(1), d_log_var, None
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+def bernoulli_log_prob_pointwise(logits: Tensor, x: Tensor) -> Tensor:
+    """The form that torch.compile makes the fastest code of: a logarithm costs it less than log1p."""
+    return (x * logits - logits.clamp(min=0) - torch.log(1.0 + torch.exp(-logits.abs()))).sum(-1)
+
+
+def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
+    return (logits * x).sub_(F.softplus(logits)).sum(-1)
+
+
+class BernoulliLogProb(torch.autograd.Function):
+    """Both passes by blocks of rows, so that the only large tensor ever written is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        return by_row_blocks(bernoulli_log_prob_forward)(logits, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits, x = ctx.saved_tensors
+        d_logits = torch.empty_like(logits)
+        rows = rows_of_block(logits)
+        for first in range(0, len(logits), rows):
+            part = slice(first, first + rows)
+            block = d_logits[part]
+            torch.sigmoid(logits[part], out=block)
+            torch.sub(x[part], block, out=block).mul_(grads[0][part].unsqueeze(-1))
+        return d_logits, None
+
+
+def importance_bound(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+
+
+def importance_bound_log_softmax(log_w: Tensor) -> Tensor:
+    """log Σ w = log w₀ − log_softmax(log w)₀: on a CPU, log_softmax is one fused pass and logsumexp four."""
+    first = log_w.select(-1, 0)
+    return first - F.log_softmax(log_w, -1).select(-1, 0) - math.log(log_w.shape[-1])
+
+
+class ImportanceBound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_w: Tensor) -> Tensor:
+        top = log_w.amax(-1, keepdim=True)
+        weights = (log_w - top).exp_()
+        total = weights.sum(-1)
+        ctx.save_for_backward(weights, total)
+        return total.log().add_(top.squeeze(-1)).sub_(math.log(log_w.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        weights, total = ctx.saved_tensors
+        return weights * (grads[0] / total).unsqueeze(-1)
+
+
+def importance_state(log_w: Tensor) -> Tensor:
+    """[..., K] -> [..., 5] as ops.importance_state: (max, Σ w/max, Σ (w/max)², Σ log w, K), exponentials in log_w's precision."""
+    top = log_w.amax(-1)
+    weights = F.softmax(log_w, -1)
+    total = weights.amax(-1).reciprocal_()
+    squares = torch.linalg.vector_norm(weights, dim=-1).mul_(total).square_()
+    return torch.stack([top, total, squares, log_w.sum(-1), torch.full_like(top, log_w.shape[-1])], -1).double()
+
+
+def importance_state_double(log_w: Tensor) -> Tensor:
+    """The same with every sum in float64, as ops.importance_state keeps them."""
+    return importance_state(log_w.double())
+
+
+def vae_log_weights(
+    model: VAE, x: Tensor, mean: Tensor, log_var: Tensor, eps: Tensor, log_px: LogProb = bernoulli_log_prob_forward
+) -> Tensor:
+    """log p(x, z) − log q(z|x) [B, k] of z = mean + e^{log_var/2} eps, eps [B, k, D]; noise of upper layers is drawn here.
+
+    The −½ D log 2π of q and p cancel layer by layer.
+    """
+    std = torch.exp(0.5 * log_var).unsqueeze(1)
+    below = torch.addcmul(mean.unsqueeze(1), std, eps)
+    z1 = below
+    doubled = torch.linalg.vector_norm(eps, dim=-1).square() + log_var.sum(-1, keepdim=True)
+    for q, p in zip(model.q[1:], model.p, strict=True):
+        mean_q, log_var_q = q(below)
+        noise = torch.randn_like(mean_q)
+        z = torch.addcmul(mean_q, torch.exp(0.5 * log_var_q), noise)
+        mean_p, log_var_p = p(z)
+        doubled += torch.linalg.vector_norm(noise, dim=-1).square() + log_var_q.sum(-1)
+        doubled -= ((below - mean_p).square().div_(log_var_p.exp()).add_(log_var_p)).sum(-1)
+        below = z
+    doubled -= torch.linalg.vector_norm(below, dim=-1).square()
+    h = model.decoder(z1)
+    if isinstance(model.output, BernoulliOutput):
+        return log_px(model.output.logits(h), x.unsqueeze(1)).add_(doubled, alpha=0.5)
+    return gaussian_log_prob_forward(x.unsqueeze(1), *model.output.gaussian(h)).add_(doubled, alpha=0.5)
+
+
+def default_chunk(model: VAE, device: torch.device) -> int:
+    """Rows (image, sample) per pass through the decoder: as many as keep its output in cache, on a GPU enough to fill it."""
+    elements = BLOCK_ELEMENTS if device.type == "cpu" else 2**26
+    return max(1, elements // model.x_dim)
+
+
+@torch.no_grad()
+def eager_log_likelihood(
+    model: VAE, x: Tensor, k: int = 5000, seed: int = 0, chunk: int | None = None, log_weights: Weights = vae_log_weights
+) -> Tensor:
+    """L_K of every row of x [N, D] as a careful user of PyTorch writes it: [N] nats.
+
+    Encodes once, runs `chunk` rows (image, sample) at a time through the decoder and adds up their weights by log-sum-exp.
+    """
+    model.eval()
+    generator = torch.Generator(x.device).manual_seed(seed)
+    chunk = default_chunk(model, x.device) if chunk is None else chunk
+    samples, images = min(k, chunk), max(1, chunk // k)
+    encoding = model.encode(x)
+    bounds = []
+    for first in range(0, len(x), images):
+        part = slice(first, first + images)
+        mean, log_var = encoding["mean"][part], encoding["log_var"][part]
+        total = None
+        for done in range(0, k, samples):
+            size = (len(mean), min(samples, k - done), mean.shape[1])
+            eps = torch.randn(size, generator=generator, dtype=mean.dtype, device=mean.device)
+            block = torch.logsumexp(log_weights(model, x[part], mean, log_var, eps), 1)
+            total = block if total is None else torch.logaddexp(total, block)
+        bounds.append(total)
+    return torch.cat([t for t in bounds if t is not None]) - math.log(k) if bounds else x.new_zeros(0)

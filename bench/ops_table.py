@@ -1,0 +1,163 @@
+"""Every op with its contenders: ours, the eager forms, torch.distributions; and its truth in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import distributions, eager
+from bench.harness import Inputs
+from dgmfast import ops, reference
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op at one choice of its optional arguments.
+
+    plain: the differentiable form for autograd and torch.compile. compiled: another form, where the compiler prefers it.
+    forward, by_hand: further eager forms of the forward pass alone, and with a backward pass by hand.
+    gradients: how many of the inputs, from the first, are differentiated; 0 for a statistic.
+    """
+
+    name: str
+    draw: Callable[[tuple[int, ...], torch.Generator], Inputs]
+    ours: Function
+    plain: Function
+    truth: Function | None = None
+    compiled: Function | None = None
+    forward: Mapping[str, Function] = field(default_factory=dict)
+    by_hand: Mapping[str, Function] = field(default_factory=dict)
+    distributions: Function | None = None
+    gradients: int = 0
+    variant: str = ""
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=generator)
+
+
+def _gaussian(kinds: str) -> Callable[[tuple[int, ...], torch.Generator], Inputs]:
+    """Means (m) with unit variance and log-variances (v) with half of that."""
+    return lambda shape, generator: tuple(_normal(shape, generator, 1.0 if kind == "m" else 0.5) for kind in kinds)
+
+
+def _logits(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    return _normal(shape, generator, 3.0), (torch.rand(shape, generator=generator) < 0.3).float()
+
+
+def _log_weights(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    return (_normal(shape, generator, 3.0) - 90.0,)
+
+
+KL = Op(
+    "gaussian_kl",
+    _gaussian("mvmv"),
+    ops.gaussian_kl,
+    eager.gaussian_kl,
+    reference.gaussian_kl,
+    forward={"in place": eager.gaussian_kl_forward, "row blocks": eager.by_row_blocks(eager.gaussian_kl_forward)},
+    by_hand={"by hand": eager.GaussianKL.apply},
+    distributions=distributions.gaussian_kl,
+    gradients=4,
+)
+KL_TO_STANDARD = Op(
+    "gaussian_kl",
+    _gaussian("mv"),
+    ops.gaussian_kl,
+    eager.gaussian_kl,
+    reference.gaussian_kl,
+    forward={"in place": eager.gaussian_kl_forward, "row blocks": eager.by_row_blocks(eager.gaussian_kl_forward)},
+    by_hand={"by hand": eager.GaussianKLToStandard.apply},
+    distributions=distributions.gaussian_kl,
+    gradients=2,
+    variant="to N(0,I)",
+)
+LOG_PROB = Op(
+    "gaussian_log_prob",
+    _gaussian("mmv"),
+    ops.gaussian_log_prob,
+    eager.gaussian_log_prob,
+    reference.gaussian_log_prob,
+    forward={"in place": eager.gaussian_log_prob_forward, "row blocks": eager.by_row_blocks(eager.gaussian_log_prob_forward)},
+    by_hand={"by hand": eager.GaussianLogProb.apply},
+    distributions=distributions.gaussian_log_prob,
+    gradients=3,
+)
+STANDARD_LOG_PROB = Op(
+    "gaussian_log_prob",
+    _gaussian("m"),
+    ops.gaussian_log_prob,
+    eager.gaussian_log_prob,
+    reference.gaussian_log_prob,
+    forward={"in place": eager.gaussian_log_prob_forward},
+    by_hand={"by hand": eager.StandardLogProb.apply},
+    distributions=distributions.gaussian_log_prob,
+    gradients=1,
+    variant="of N(0,I)",
+)
+MERGE = Op(
+    "gaussian_merge",
+    _gaussian("mvmv"),
+    ops.gaussian_merge,
+    eager.gaussian_merge,
+    reference.gaussian_merge,
+    forward={"in place": eager.gaussian_merge_forward},
+    by_hand={"by hand": eager.GaussianMerge.apply},
+    gradients=4,
+)
+BERNOULLI = Op(
+    "bernoulli_log_prob",
+    _logits,
+    ops.bernoulli_log_prob,
+    eager.bernoulli_log_prob,
+    reference.bernoulli_log_prob,
+    compiled=eager.bernoulli_log_prob_pointwise,
+    forward={
+        "in place": eager.bernoulli_log_prob_forward,
+        "row blocks": eager.by_row_blocks(eager.bernoulli_log_prob_forward),
+    },
+    by_hand={"by hand": eager.BernoulliLogProb.apply},
+    distributions=distributions.bernoulli_log_prob,
+    gradients=1,
+)
+BOUND = Op(
+    "importance_bound",
+    _log_weights,
+    ops.importance_bound,
+    eager.importance_bound,
+    reference.importance_bound,
+    forward={"log_softmax": eager.importance_bound_log_softmax},
+    by_hand={"log_softmax": eager.importance_bound_log_softmax, "by hand": eager.ImportanceBound.apply},
+    gradients=1,
+)
+STATE = Op(
+    "importance_state",
+    _log_weights,
+    ops.importance_state,
+    eager.importance_state,
+    reference.importance_state,
+    forward={"float64": eager.importance_state_double},
+)
+
+
+def sample_op(k: int) -> Op:
+    """gaussian_sample with k draws of each row."""
+    # a seed that changes would be fairer to no one: the rivals draw on from their generators
+    return Op(
+        "gaussian_sample",
+        _gaussian("mv"),
+        partial(ops.gaussian_sample, k=k, seed=1),
+        partial(eager.gaussian_sample, k=k),
+        forward={"in place": partial(eager.gaussian_sample_forward, k=k)},
+        by_hand={"by hand": lambda mean, log_var: eager.GaussianSample.apply(mean, log_var, k)},
+        distributions=partial(distributions.gaussian_sample, k=k),
+        gradients=2,
+        variant=f"k={k}",
+    )

@@ -1,0 +1,53 @@
+"""The picture of the ratios: one row per piece of work, one mark per rival, on a logarithmic axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.ratios import RIVALS, headline, most_threads
+from bench.store import Row
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, and a shape for each besides.
+STYLES = dict(
+    zip(RIVALS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v")), strict=True)
+)
+
+
+def speedups(rows: Sequence[Row], path: Path) -> None:
+    """Draw the ratios of a machine at its most threads into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    threads = most_threads(rows)
+    listed = [work for work in headline(rows) if work.ratios][::-1]
+    figure, axes = pyplot.subplots(figsize=(9.0, 1.4 + 0.27 * len(listed)))
+    axes.axvline(1.0, color="0.35", linewidth=1.0, zorder=1)
+    for rival, (colour, marker) in STYLES.items():
+        found = [(work.ratios[rival].value, y) for y, work in enumerate(listed) if rival in work.ratios]
+        if found:
+            axes.scatter([v for v, _ in found], [y for _, y in found], color=colour, marker=marker, s=34, zorder=3, label=rival)
+        wanted = [(w.target.ratios[rival], y) for y, w in enumerate(listed) if w.target and rival in w.target.ratios]
+        if wanted:
+            axes.scatter(
+                [v for v, _ in wanted], [y for _, y in wanted], color=colour, marker="|", s=150, linewidths=1.6, zorder=2
+            )
+    axes.scatter([], [], color="0.35", marker="|", s=150, linewidths=1.6, label="target, in the rival's colour")
+    axes.set_yticks(range(len(listed)), [work.title.replace("`", "") for work in listed], fontsize=8)
+    axes.set_ylim(-0.7, len(listed) - 0.3)
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(color="0.9", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    last = max(rows, key=lambda row: row["date"])
+    machine = last.get("gpu") or f"{last['cpu']}, {threads} threads, {last['isa']}"
+    axes.set_xlabel(f"times slower than dgmfast on {machine}, torch {last['torch']}")
+    figure.legend(loc="upper center", ncols=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

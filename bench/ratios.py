@@ -1,0 +1,123 @@
+"""What the measurements say: per piece of work, how many times slower each rival is than ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from bench.store import Row
+from bench.targets import Target, target_of
+
+CASES = (
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "bernoulli_log_prob",
+    "importance_bound",
+    "gaussian_sample",
+    "gaussian_merge",
+    "importance_state",
+    "L_5000",
+)
+RIVALS = ("eager", "compile", "torch.distributions", "pythae", "Pyro")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times slower a rival is, and which of its forms was the fastest."""
+
+    value: float
+    form: str
+
+
+@dataclass
+class Work:
+    """One case, shape, mode and dtype on a number of threads."""
+
+    case: str
+    shape: str
+    mode: str
+    dtype: str
+    captured: bool
+    threads: int
+    device: str
+    ours_s: float
+    bandwidth: float | None = None  # share of the measured ceiling
+    ratios: dict[str, Ratio] = field(default_factory=dict)
+    refused: list[Row] = field(default_factory=list)  # contenders that were wrong or failed
+
+    @property
+    def target(self) -> Target | None:
+        return target_of(self.device, self.case, self.shape, self.mode, self.threads)
+
+    @property
+    def title(self) -> str:
+        parts = [f"`{self.case}` {self.shape.replace('x', '×')}"]
+        parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.case == "L_5000" else [self.mode]
+        parts += [] if self.device == "cpu" else ["captured" if self.captured else "uncaptured"]
+        return ", ".join(parts)
+
+
+def rival_of(contender: str) -> str | None:
+    """The rival that a contender is a form of; None for ours."""
+    head = contender.split(",")[0]
+    return head if head in RIVALS else None
+
+
+def headline(rows: Sequence[Row]) -> list[Work]:
+    """What the README shows: the work on all threads, and L_K on one thread besides, which has a target of its own."""
+    most = most_threads(rows)
+    single = [work for work in works(rows, 1) if work.case == "L_5000" and work.device == "cpu"] if most > 1 else []
+    return works(rows, most) + single
+
+
+def works(rows: Sequence[Row], threads: int) -> list[Work]:
+    """Every measured piece of work at a thread count, in the order of the table."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["case"] in CASES and row["threads"] == threads:
+            key = (row["case"], row["dtype"], row["shape"], row["mode"], row["captured"])
+            groups.setdefault(key, []).append(row)
+    ceilings = {row["shape"]: row["rate"] for row in rows if row["case"] == "floor" and row["threads"] == threads}
+    ceiling = ceilings.get("read bandwidth") or ceilings.get("copy bandwidth")
+    made = [_work(group, ceiling) for group in groups.values()]
+    return sorted((work for work in made if work is not None), key=_order)
+
+
+def _order(work: Work) -> tuple:
+    size = 1
+    for number in work.shape.split(" ")[0].split("x"):
+        size *= int(number) if number.isdigit() else 1
+    return CASES.index(work.case), work.dtype, work.shape.split(" ")[1:], size, work.mode, work.captured
+
+
+def _work(group: Sequence[Row], ceiling: float | None) -> Work | None:
+    """The smaller ratio of the malloc settings, because page faults inflate the rivals' times."""
+    timed = [row for row in group if "median_s" in row]
+    ours = {row["malloc"]: row["median_s"] for row in timed if row["contender"] == "ours"}
+    if not ours:
+        return None
+    first = group[0]
+    columns = {name: first[name] for name in ("case", "shape", "mode", "dtype", "captured", "threads", "device")}
+    refused = [row for row in group if row["status"] in ("wrong", "failed")]
+    work = Work(**columns, ours_s=ours.get("default", min(ours.values())), refused=refused)
+    for rival in RIVALS:
+        found = [_fastest(timed, rival, malloc, seconds) for malloc, seconds in ours.items()]
+        if quoted := [ratio for ratio in found if ratio is not None]:
+            work.ratios[rival] = min(quoted, key=lambda ratio: ratio.value)
+    if ceiling is not None and first.get("bytes"):
+        work.bandwidth = first["bytes"] / min(ours.values()) / ceiling
+    return work
+
+
+def _fastest(timed: Iterable[Row], rival: str, malloc: str, ours: float) -> Ratio | None:
+    forms = [row for row in timed if row["malloc"] == malloc and rival_of(row["contender"]) == rival]
+    if not forms:
+        return None
+    best = min(forms, key=lambda row: row["median_s"])
+    return Ratio(best["median_s"] / ours, best["contender"])
+
+
+def most_threads(rows: Sequence[Row]) -> int:
+    """The thread count that the targets are for: the largest measured."""
+    return max((row["threads"] for row in rows if "median_s" in row), default=1)

@@ -1,0 +1,86 @@
+"""`python -m bench report`: the README's table, a plot per machine, and the full tables, from the files of measurements."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench import plot, store, tables
+from bench.machine import ROOT
+from bench.store import Row
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="folder of the machines' folders")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose marked part is rewritten")
+    parser.add_argument("--no-readme", action="store_true", help="leave the README as it is")
+    parser.add_argument("--out", type=Path, help="write the full tables to this file instead of standard output")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Render; 2 where there is nothing to render or nowhere to put it."""
+    machines = read(options.results)
+    if not machines:
+        print(f"python -m bench report: no measurements in {options.results}; run `python -m bench` first", file=sys.stderr)
+        return 2
+    for name, rows in machines.items():
+        plot.speedups(rows, options.results / name / "speedups.png")
+    text = full_report(machines)
+    if options.out:
+        store.write_atomically(options.out, text)
+    else:
+        print(text)
+    if options.no_readme:
+        return 0
+    before = options.readme.read_text() if options.readme.is_file() else ""
+    if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
+        print(f"python -m bench report: {options.readme} must have one {BEGIN} and, after it, one {END}", file=sys.stderr)
+        return 2
+    after = replace_marked(before, readme_part(machines, options.results, options.readme))
+    if after != before:
+        store.write_atomically(options.readme, after)
+    return 0
+
+
+def read(results: Path) -> dict[str, list[Row]]:
+    """Machine -> its rows, by name."""
+    folders = sorted(path.parent for path in results.glob(f"*/{store.FILE}"))
+    return {folder.name: rows for folder in folders if (rows := store.read(folder))}
+
+
+def newest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
+    """The machine of a kind that was measured last."""
+    kind = {name: max(r["date"] for r in rows) for name, rows in machines.items() if rows[0]["device"] == device}
+    return max(kind, key=lambda name: kind[name]) if kind else None
+
+
+def readme_part(machines: Mapping[str, Sequence[Row]], results: Path, readme: Path) -> str:
+    """The tables and plots of the newest CPU and, where there is one, GPU."""
+    parts = []
+    for name in filter(None, (newest(machines, "cpu"), newest(machines, "cuda"))):
+        picture = results.resolve() / name / "speedups.png"
+        base = readme.resolve().parent
+        shown = picture.relative_to(base) if picture.is_relative_to(base) else picture
+        parts += [tables.summary(machines[name]), f"![Times slower than dgmfast, on {name}]({shown.as_posix()})"]
+    return "\n\n".join(parts)
+
+
+def replace_marked(text: str, part: str) -> str:
+    """The text with what is between the markers replaced."""
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{part}\n{END}{rest.split(END)[1]}"
+
+
+def full_report(machines: Mapping[str, Sequence[Row]]) -> str:
+    """All measurements of all machines, as Markdown."""
+    intro = (
+        "# Benchmarks\n\nWritten by `python -m bench report --out docs/benchmarks.md` from `bench/results/`."
+        " Median (20 – 80 % quantiles) of interleaved runs · how many times slower than ours in the same setting;"
+        " error: largest relative distance from float64 (L_5000: nats)."
+    )
+    sections = [f"## {name}\n\n{tables.summary(rows)}\n{tables.full(rows)}" for name, rows in machines.items()]
+    return "\n\n".join([intro, *sections]) + "\n"

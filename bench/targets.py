@@ -1,0 +1,61 @@
+"""The ratios that the project set itself, before they were measured: how many times faster than each rival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORWARD, TRAINING = "forward", "forward+backward"
+
+
+@dataclass(frozen=True)
+class Target:
+    """At least this many times faster than each rival. bandwidth: the share of the measured ceiling to reach."""
+
+    ratios: dict[str, float]
+    bandwidth: float | None = None
+
+
+def _both(forward: tuple[float, float], training: tuple[float, float]) -> dict[str, Target]:
+    rivals = ("eager", "compile")
+    return {
+        FORWARD: Target(dict(zip(rivals, forward, strict=True))),
+        TRAINING: Target(dict(zip(rivals, training, strict=True))),
+    }
+
+
+_SMALL = _both((4, 4), (2.5, 3))
+_LARGE = _both((5, 1.5), (3, 1.4)) | {FORWARD: Target({"eager": 5, "compile": 1.5}, bandwidth=0.55)}
+_BERNOULLI = _both((5, 4), (3, 3))
+
+# (case, shape) -> mode -> target, on two threads
+CPU: dict[tuple[str, str], dict[str, Target]] = {
+    ("gaussian_kl", "100x64"): _SMALL,
+    ("gaussian_kl", "100x64 to N(0,I)"): _SMALL,
+    ("gaussian_log_prob", "100x64"): _SMALL,
+    ("gaussian_kl", "10000x784"): _LARGE,
+    ("gaussian_kl", "10000x784 to N(0,I)"): _LARGE,
+    ("gaussian_log_prob", "10000x784"): _LARGE,
+    ("bernoulli_log_prob", "100x784"): _BERNOULLI,
+    ("bernoulli_log_prob", "10000x784"): _BERNOULLI,
+    ("importance_bound", "100x5000"): _both((3, 2), (3, 2)),
+    ("L_5000", "784-200-200-50"): {FORWARD: Target({"eager": 1.6, "compile": 1.5, "pythae": 4, "Pyro": 3})},
+}
+
+_WIDE = {FORWARD: Target({"eager": 5}, bandwidth=0.85), TRAINING: Target({"eager": 5}, bandwidth=0.85)}
+_GPU_SMALL = {FORWARD: Target({"compile": 3}), TRAINING: Target({"compile": 3})}
+_REDUCTIONS = ("gaussian_kl", "gaussian_log_prob", "bernoulli_log_prob")
+GPU: dict[tuple[str, str], dict[str, Target]] = {
+    **{(case, shape): _WIDE for case in _REDUCTIONS for shape in ("10000x784", "100000x784")},
+    **{(case, "100x64"): _GPU_SMALL for case in _REDUCTIONS[:2]},
+    ("bernoulli_log_prob", "100x784"): _GPU_SMALL,
+}
+
+
+# of L_5000 on one thread
+SINGLE_THREAD = Target({"eager": 1.35, "compile": 1.5, "pythae": 4, "Pyro": 3})
+
+
+def target_of(device: str, case: str, shape: str, mode: str, threads: int) -> Target | None:
+    """The target of a piece of work, if it has one."""
+    target = (CPU if device == "cpu" else GPU).get((case, shape), {}).get(mode)
+    return SINGLE_THREAD if target and case == "L_5000" and device == "cpu" and threads == 1 else target
