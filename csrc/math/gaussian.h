@@ -58,19 +58,33 @@ struct Merged {
   T mean, log_var;
 };
 
+// Each density's share of the precision. `odds` is the smaller share over the larger.
+template <class T>
+struct PrecisionShares {
+  T q, p, odds;
+};
+
+template <class T>
+DGMFAST_FN PrecisionShares<T> precision_shares(T log_var_q, T log_var_p) {
+  const T difference = log_var_p - log_var_q;
+  const T odds = exp(-magnitude(difference));
+  const T larger = T(1) / (T(1) + odds), smaller = odds * larger;
+  return {difference > T(0) ? larger : smaller, difference > T(0) ? smaller : larger, odds};
+}
+
 template <class T>
 DGMFAST_FN Merged<T> merge(T mean_q, T log_var_q, T mean_p, T log_var_p) {
-  const T difference = log_var_p - log_var_q;
-  const T weight_q = sigmoid(difference);
-  const T smaller = minimum(log_var_q, log_var_p);
-  return {mean_p + weight_q * (mean_q - mean_p), smaller - log1p_unit(exp(-magnitude(difference)))};
+  const PrecisionShares<T> share = precision_shares(log_var_q, log_var_p);
+  // of two equal variances the odds are 1, but NaN where both are infinite
+  const T gain = log_var_q == log_var_p ? T(kLn2) : log1p_unit(share.odds);
+  return {mean_q * share.q + mean_p * share.p, minimum(log_var_q, log_var_p) - gain};
 }
 
 template <class T>
 DGMFAST_FN KlGradients<T> merge_gradients(T mean_q, T log_var_q, T mean_p, T log_var_p, T grad_mean, T grad_log_var) {
-  const T weight_q = sigmoid(log_var_p - log_var_q), weight_p = sigmoid(log_var_q - log_var_p);
-  const T slope = grad_mean * (mean_q - mean_p) * weight_q * weight_p;
-  return {grad_mean * weight_q, grad_log_var * weight_q - slope, grad_mean * weight_p, grad_log_var * weight_p + slope};
+  const PrecisionShares<T> share = precision_shares(log_var_q, log_var_p);
+  const T slope = grad_mean * (mean_q - mean_p) * share.q * share.p;
+  return {grad_mean * share.q, grad_log_var * share.q - slope, grad_mean * share.p, grad_log_var * share.p + slope};
 }
 
 }  // namespace

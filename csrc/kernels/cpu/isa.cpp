@@ -12,7 +12,7 @@ constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
 Isa& active() {
   static Isa isa = [] {
     const char* wanted = std::getenv("DGMFAST_CPU");
-    return wanted && *wanted ? isa_by_name(wanted) : best_isa();
+    return wanted && *wanted ? isa_by_name(wanted) : default_isa();
   }();
   return isa;
 }
@@ -30,7 +30,8 @@ bool isa_available(Isa isa) {
   return isa == Isa::baseline;
 }
 
-Isa best_isa() { return isa_available(Isa::avx512) ? Isa::avx512 : isa_available(Isa::avx2) ? Isa::avx2 : Isa::baseline; }
+// AVX-512 has to be asked for: the test suite has not yet run on a processor that has it.
+Isa default_isa() { return isa_available(Isa::avx2) ? Isa::avx2 : Isa::baseline; }
 
 Isa isa_by_name(const char* name) {
   for (int i = 0; i < 3; ++i) {
