@@ -34,6 +34,8 @@ def load() -> ModuleType:
     try:
         return importlib.import_module("dgmfast._C")
     except ImportError as error:
+        if str(error).startswith("DGMFAST_CPU"):  # the extension's own sentence
+            raise
         raise ImportError(f"dgmfast._C cannot be loaded ({error}): rebuild with `{_BUILD}` in dgmfast's folder") from error
 
 

@@ -33,13 +33,13 @@ def gaussian_log_prob(x: Tensor, mean: Tensor | None = None, log_var: Tensor | N
 def gaussian_merge(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
     """Precision-weighted product of two Gaussians (eq. 5.4 with σ² = 1/(σ_q⁻² + σ_p⁻²)): (mean, log_var)."""
     log_var = -torch.logaddexp(-log_var_q, -log_var_p)
-    weight_q = torch.sigmoid(log_var_p - log_var_q)
-    return mean_q * weight_q + mean_p * (1.0 - weight_q), log_var
+    weight_q, weight_p = torch.sigmoid(log_var_p - log_var_q), torch.sigmoid(log_var_q - log_var_p)
+    return mean_q * weight_q + mean_p * weight_p, log_var
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     """Σ_d x_d l_d − softplus(l_d), the log-probability of x under Bernoulli(sigmoid(logits))."""
-    softplus = logits.clamp(min=0) + torch.log1p(torch.exp(-logits.abs()))
+    softplus = torch.logaddexp(logits, torch.zeros_like(logits))
     return (x.to(logits.dtype) * logits - softplus).sum(-1)
 
 

@@ -39,13 +39,15 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 namespace detail {
-inline bool differentiable(const Tensor& t) {
+inline bool differentiable(const Tensor& t, bool reverse_mode) {
   // a forward-mode tangent also goes through the Function, which raises torch's error: it must not vanish
-  return t.defined() && (t.requires_grad() || t._fw_grad(/*level=*/0).defined());
+  return t.defined() && ((reverse_mode && t.requires_grad()) || t._fw_grad(/*level=*/0).defined());
 }
-inline bool differentiable(const OptionalTensor& t) { return t.has_value() && differentiable(*t); }
+inline bool differentiable(const OptionalTensor& t, bool reverse_mode) {
+  return t.has_value() && differentiable(*t, reverse_mode);
+}
 template <class T>
-bool differentiable(const T&) {
+bool differentiable(const T&, bool) {
   return false;
 }
 }  // namespace detail
@@ -53,7 +55,8 @@ bool differentiable(const T&) {
 // Whether a call must leave a node in the autograd graph.
 template <class... Args>
 bool needs_graph(const Args&... args) {
-  return c10::GradMode::is_enabled() && (detail::differentiable(args) || ...);
+  const bool reverse_mode = c10::GradMode::is_enabled();
+  return (detail::differentiable(args, reverse_mode) || ...);
 }
 
 inline OptionalTensor optional(const Tensor& saved) { return saved.defined() ? OptionalTensor(saved) : std::nullopt; }

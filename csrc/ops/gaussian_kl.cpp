@@ -39,7 +39,7 @@ Tensor forward(const Tensor& mean_q_, const Tensor& log_var_q_, const OptionalTe
   const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
   const OptionalTensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
   const Tensor kl = at::empty(leading, mean_q.options());
-  const RowPlan plan = forward_plan(leading, mean_q.size(-1), dtype_of(mean_q),
+  const RowPlan plan = forward_plan(Op::name, leading, mean_q.size(-1), dtype_of(mean_q),
                                     {{{&mean_q}, {&log_var_q}, {pointer(mean_p)}, {pointer(log_var_p)}}});
   const GaussianKl params{
       plan, data(&mean_q), data(&log_var_q), data(pointer(mean_p)), data(pointer(log_var_p)), kl.mutable_data_ptr()};
@@ -50,6 +50,7 @@ Tensor forward(const Tensor& mean_q_, const Tensor& log_var_q_, const OptionalTe
 Gradients backward(const Tensor& grad, const Tensor& mean_q_, const Tensor& log_var_q_, const OptionalTensor& mean_p_,
                    const OptionalTensor& log_var_p_, Wanted wanted) {
   const auto leading = check<int64_t>(mean_q_, log_var_q_, mean_p_, log_var_p_);
+  check_gradient<int64_t>(Op::name, {"grad", &grad}, {"mean_q", &mean_q_}, leading);
   const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
   const OptionalTensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
   const auto fill = [&](const RowPlan& plan) {
@@ -57,7 +58,7 @@ Gradients backward(const Tensor& grad, const Tensor& mean_q_, const Tensor& log_
         plan, {data(&mean_q), data(&log_var_q), data(pointer(mean_p)), data(pointer(log_var_p))}, data(&grad), {}};
   };
   return std::tuple_cat(launch_gradients<4, GaussianKlBackward>(
-      leading, mean_q.size(-1),
+      Op::name, leading, mean_q.size(-1),
       {{{&mean_q}, {&log_var_q}, {pointer(mean_p)}, {pointer(log_var_p)}, {&grad, PlanInput::Kind::scalar}}}, wanted, fill,
       cpu::gaussian_kl_backward, cuda::gaussian_kl_backward));
 }
@@ -67,8 +68,10 @@ Tensor forward_meta(const Tensor& mean_q, const Tensor& log_var_q, const Optiona
   return at::empty_symint(check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p), mean_q.options());
 }
 
-Gradients backward_meta(const Tensor&, const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p,
+Gradients backward_meta(const Tensor& grad, const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p,
                         const OptionalTensor& log_var_p, Wanted wanted) {
+  check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"mean_q", &mean_q},
+                              check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p));
   return std::tuple_cat(meta_gradients<4>({&mean_q, &log_var_q, pointer(mean_p), pointer(log_var_p)}, wanted));
 }
 

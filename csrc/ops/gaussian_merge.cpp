@@ -34,12 +34,19 @@ Shape<Int> check(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& me
   return leading_shape<Int>(Op::name, args);
 }
 
+template <class Int>
+void check_gradients(const Tensor& grad_mean, const Tensor& grad_log_var, const Tensor& mean_q, Shape<Int> shape) {
+  shape.push_back(sizes<Int>(mean_q).back());
+  check_gradient<Int>(Op::name, {"grad_mean", &grad_mean}, {"mean_q", &mean_q}, shape);
+  check_gradient<Int>(Op::name, {"grad_log_var", &grad_log_var}, {"mean_q", &mean_q}, shape);
+}
+
 Pair forward(const Tensor& mean_q_, const Tensor& log_var_q_, const Tensor& mean_p_, const Tensor& log_var_p_) {
   auto shape = check<int64_t>(mean_q_, log_var_q_, mean_p_, log_var_p_);
   const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
   const Tensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
   const RowPlan plan =
-      forward_plan(shape, mean_q.size(-1), dtype_of(mean_q), {{{&mean_q}, {&log_var_q}, {&mean_p}, {&log_var_p}}});
+      forward_plan(Op::name, shape, mean_q.size(-1), dtype_of(mean_q), {{{&mean_q}, {&log_var_q}, {&mean_p}, {&log_var_p}}});
   shape.push_back(plan.dim);
   const Tensor mean = at::empty(shape, mean_q.options()), log_var = at::empty(shape, mean_q.options());
   const GaussianMerge params{plan,
@@ -53,6 +60,7 @@ Pair forward(const Tensor& mean_q_, const Tensor& log_var_q_, const Tensor& mean
 Gradients backward(const Tensor& grad_mean_, const Tensor& grad_log_var_, const Tensor& mean_q_, const Tensor& log_var_q_,
                    const Tensor& mean_p_, const Tensor& log_var_p_, Wanted wanted) {
   const auto leading = check<int64_t>(mean_q_, log_var_q_, mean_p_, log_var_p_);
+  check_gradients(grad_mean_, grad_log_var_, mean_q_, leading);
   const Tensor mean_q = with_unit_stride(mean_q_), log_var_q = with_unit_stride(log_var_q_);
   const Tensor mean_p = with_unit_stride(mean_p_), log_var_p = with_unit_stride(log_var_p_);
   const Tensor grad_mean = with_unit_stride(grad_mean_), grad_log_var = with_unit_stride(grad_log_var_);
@@ -61,8 +69,8 @@ Gradients backward(const Tensor& grad_mean_, const Tensor& grad_log_var_, const 
         plan, {data(&mean_q), data(&log_var_q), data(&mean_p), data(&log_var_p)}, data(&grad_mean), data(&grad_log_var), {}};
   };
   return std::tuple_cat(launch_gradients<4, GaussianMergeBackward>(
-      leading, mean_q.size(-1), {{{&mean_q}, {&log_var_q}, {&mean_p}, {&log_var_p}, {&grad_mean}, {&grad_log_var}}}, wanted, fill,
-      cpu::gaussian_merge_backward, cuda::gaussian_merge_backward));
+      Op::name, leading, mean_q.size(-1), {{{&mean_q}, {&log_var_q}, {&mean_p}, {&log_var_p}, {&grad_mean}, {&grad_log_var}}},
+      wanted, fill, cpu::gaussian_merge_backward, cuda::gaussian_merge_backward));
 }
 
 Pair forward_meta(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& mean_p, const Tensor& log_var_p) {
@@ -71,8 +79,9 @@ Pair forward_meta(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& m
   return {at::empty_symint(shape, mean_q.options()), at::empty_symint(shape, mean_q.options())};
 }
 
-Gradients backward_meta(const Tensor&, const Tensor&, const Tensor& mean_q, const Tensor& log_var_q, const Tensor& mean_p,
-                        const Tensor& log_var_p, Wanted wanted) {
+Gradients backward_meta(const Tensor& grad_mean, const Tensor& grad_log_var, const Tensor& mean_q, const Tensor& log_var_q,
+                        const Tensor& mean_p, const Tensor& log_var_p, Wanted wanted) {
+  check_gradients(grad_mean, grad_log_var, mean_q, check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p));
   return std::tuple_cat(meta_gradients<4>({&mean_q, &log_var_q, &mean_p, &log_var_p}, wanted));
 }
 

@@ -29,8 +29,10 @@ struct Op {
 };
 
 void check_word(const char* name, const Int& first, const Int& count) {
+  // what is symbolic in a traced program is checked when it runs: a guard here would bound the sizes that it accepts
+  if (first.is_symbolic() || count.is_symbolic()) return;
   const int64_t limit = int64_t(1) << 32;
-  TORCH_CHECK_VALUE(first >= 0 && first + count <= limit, Op::name, ": ", name, " must lie in [0, 2^32) to its last draw; got ",
+  TORCH_CHECK_VALUE(first >= 0 && first <= limit - count, Op::name, ": ", name, " must lie in [0, 2^32) to its last draw; got ",
                     first);
 }
 
@@ -57,6 +59,13 @@ Shape<Size> check(const Tensor& mean, const Tensor& log_var, const Size& k, cons
   return shape;
 }
 
+template <class Size>
+void check_gradients(const Tensor& grad_z, const Tensor& grad_log_q, const Tensor& mean, Shape<Size> shape) {
+  check_gradient<Size>(Op::name, {"grad_log_q", &grad_log_q}, {"mean", &mean}, shape);
+  shape.push_back(sizes<Size>(mean).back());
+  check_gradient<Size>(Op::name, {"grad_z", &grad_z}, {"mean", &mean}, shape);
+}
+
 // [B, D] as [B, 1, D], so that it broadcasts over the samples; [D], as [1, 1, D].
 Tensor per_sample(const Tensor& t, int64_t rank) { return rank == 3 ? t : t.unsqueeze(-2); }
 
@@ -81,7 +90,7 @@ Pair forward(const Tensor& mean_, const Tensor& log_var_, Int k, Int seed, const
   auto shape = check<int64_t>(mean_, log_var_, k.expect_int(), seed_tensor, stream, first_row, first_sample);
   const int64_t rank = rank_of(mean_, log_var_);
   const Tensor mean = with_unit_stride(per_sample(mean_, rank)), log_var = with_unit_stride(per_sample(log_var_, rank));
-  const RowPlan plan = forward_plan(shape, mean.size(-1), dtype_of(mean), {{{&mean}, {&log_var}}});
+  const RowPlan plan = forward_plan(Op::name, shape, mean.size(-1), dtype_of(mean), {{{&mean}, {&log_var}}});
   const Tensor log_q = at::empty(shape, mean.options());
   const NoiseKey key = noise_key(seed, seed_tensor, stream, first_row, first_sample, shape[1]);
   shape.push_back(plan.dim);
@@ -94,6 +103,7 @@ Pair forward(const Tensor& mean_, const Tensor& log_var_, Int k, Int seed, const
 Pair backward(const Tensor& grad_z_, const Tensor& grad_log_q, const Tensor& mean_, const Tensor& log_var_, Int k, Int seed,
               const OptionalTensor& seed_tensor, Int stream, Int first_row, Int first_sample, Wanted wanted) {
   const auto shape = check<int64_t>(mean_, log_var_, k.expect_int(), seed_tensor, stream, first_row, first_sample);
+  check_gradients(grad_z_, grad_log_q, mean_, shape);
   const int64_t rank = rank_of(mean_, log_var_);
   const Tensor mean = per_sample(mean_, rank), log_var = with_unit_stride(per_sample(log_var_, rank));
   const Tensor grad_z = with_unit_stride(grad_z_);
@@ -102,7 +112,7 @@ Pair backward(const Tensor& grad_z_, const Tensor& grad_log_q, const Tensor& mea
     return GaussianSampleBackward{plan, key, data(&log_var), data(&grad_z), data(&grad_log_q), {}};
   };
   const auto grads = launch_gradients<2, GaussianSampleBackward>(
-      shape, mean.size(-1),
+      Op::name, shape, mean.size(-1),
       {{{&mean}, {&log_var}, {&grad_z}, {&grad_log_q, PlanInput::Kind::scalar}, {nullptr, PlanInput::Kind::linear}}}, wanted,
       fill, cpu::gaussian_sample_backward, cuda::gaussian_sample_backward);
   return {wanted[0] ? grads[0].view(mean_.sizes()) : grads[0], wanted[1] ? grads[1].view(log_var_.sizes()) : grads[1]};
@@ -116,8 +126,9 @@ Pair forward_meta(const Tensor& mean, const Tensor& log_var, Int k, Int, const O
   return {at::empty_symint(shape, mean.options()), log_q};
 }
 
-Pair backward_meta(const Tensor&, const Tensor&, const Tensor& mean, const Tensor& log_var, Int, Int, const OptionalTensor&, Int,
-                   Int, Int, Wanted wanted) {
+Pair backward_meta(const Tensor& grad_z, const Tensor& grad_log_q, const Tensor& mean, const Tensor& log_var, Int k, Int,
+                   const OptionalTensor& seed_tensor, Int stream, Int first_row, Int first_sample, Wanted wanted) {
+  check_gradients(grad_z, grad_log_q, mean, check<Int>(mean, log_var, k, seed_tensor, stream, first_row, first_sample));
   return std::tuple_cat(meta_gradients<2>({&mean, &log_var}, wanted));
 }
 

@@ -36,11 +36,18 @@ Tensor check(const Tensor& log_w, int64_t dim) {
   return log_w.movedim(dim, -1);
 }
 
+template <class Int>
+void check_gradient_and_bound(const Tensor& grad, const Tensor& bound, const Tensor& log_w) {
+  const auto leading = sizes<Int>(log_w).slice(0, log_w.dim() - 1);
+  check_gradient<Int>(Op::name, {"grad", &grad}, {"log_w", &log_w}, leading);
+  check_gradient<Int>(Op::name, {"bound", &bound}, {"log_w", &log_w}, leading);
+}
+
 Tensor forward(const Tensor& log_w_, int64_t dim) {
   const Tensor log_w = with_unit_stride(check(log_w_, dim));
   const at::IntArrayRef leading = log_w.sizes().slice(0, log_w.dim() - 1);
   const Tensor bound = at::empty(leading, log_w.options());
-  const RowPlan plan = forward_plan(leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}}});
+  const RowPlan plan = forward_plan(Op::name, leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}}});
   const ImportanceBound params{plan, data(&log_w), bound.mutable_data_ptr()};
   launch(log_w.device(), params, bound.numel(), plan.dim, cpu::importance_bound, cuda::importance_bound);
   return bound;
@@ -48,11 +55,12 @@ Tensor forward(const Tensor& log_w_, int64_t dim) {
 
 Gradients backward(const Tensor& grad, const Tensor& log_w_, const Tensor& bound, int64_t dim) {
   const Tensor log_w = with_unit_stride(check(log_w_, dim));
+  check_gradient_and_bound<int64_t>(grad, bound, log_w);
   const auto fill = [&](const RowPlan& plan) {
     return ImportanceBoundBackward{plan, data(&log_w), data(&bound), data(&grad), {}};
   };
   const auto grads = launch_gradients<1, ImportanceBoundBackward>(
-      log_w.sizes().slice(0, log_w.dim() - 1), log_w.size(-1),
+      Op::name, log_w.sizes().slice(0, log_w.dim() - 1), log_w.size(-1),
       {{{&log_w}, {&bound, PlanInput::Kind::scalar}, {&grad, PlanInput::Kind::scalar}}}, {true}, fill,
       cpu::importance_bound_backward, cuda::importance_bound_backward);
   return {grads[0].movedim(-1, dim)};
@@ -63,8 +71,10 @@ Tensor forward_meta(const Tensor& log_w, int64_t dim) {
   return at::empty_symint(last.sym_sizes().slice(0, last.dim() - 1), log_w.options());
 }
 
-Gradients backward_meta(const Tensor&, const Tensor& log_w, const Tensor&, int64_t dim) {
-  return {at::empty_symint(check(log_w, dim).sym_sizes(), log_w.options()).movedim(-1, dim)};
+Gradients backward_meta(const Tensor& grad, const Tensor& log_w, const Tensor& bound, int64_t dim) {
+  const Tensor last = check(log_w, dim);
+  check_gradient_and_bound<c10::SymInt>(grad, bound, last);
+  return {at::empty_symint(last.sym_sizes(), log_w.options()).movedim(-1, dim)};
 }
 
 struct ImportanceBoundFunction : torch::autograd::Function<ImportanceBoundFunction> {

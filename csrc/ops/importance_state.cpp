@@ -9,23 +9,32 @@
 namespace dgmfast {
 namespace {
 
-constexpr const char* kName = "importance_state";
+struct Op {
+  static constexpr const char* name = "importance_state";
+  using Forward = Tensor(const Tensor&, const OptionalTensor&);
+
+  static const c10::TypedOperatorHandle<Forward>& forward() {
+    static const auto op = find_op<Forward>("dgmfast::importance_state");
+    return op;
+  }
+};
+
 constexpr int64_t kStateSize = 5;  // math/importance.h
 
 // The state's shape, [..., 5].
 template <class Int>
 Shape<Int> check(const Tensor& log_w, const OptionalTensor& state) {
   const std::array<Arg, 2> args{{{"log_w", &log_w}, {"state", pointer(state)}}};
-  check_floating(kName, c10::ArrayRef<Arg>(args).slice(0, 1));
-  Shape<Int> shape = leading_shape<Int>(kName, c10::ArrayRef<Arg>(args).slice(0, 1));
+  check_floating(Op::name, c10::ArrayRef<Arg>(args).slice(0, 1));
+  Shape<Int> shape = leading_shape<Int>(Op::name, c10::ArrayRef<Arg>(args).slice(0, 1));
   shape.push_back(Int(kStateSize));
   if (const Tensor* before = pointer(state)) {
-    check_same_device(kName, args[0], args[1]);
-    TORCH_CHECK_TYPE(before->scalar_type() == at::kDouble, kName, ": state must be float64; got ", before->scalar_type());
+    check_same_device(Op::name, args[0], args[1]);
+    TORCH_CHECK_TYPE(before->scalar_type() == at::kDouble, Op::name, ": state must be float64; got ", before->scalar_type());
     const bool fits =
         before->dim() == int64_t(shape.size()) && before->sym_sizes().equals(c10::SymDimVector(shape.begin(), shape.end()));
-    TORCH_CHECK_VALUE(fits, kName, ": state must have the leading dimensions of log_w and 5 numbers, ", c10::ArrayRef<Int>(shape),
-                      "; got ", before->sym_sizes());
+    TORCH_CHECK_VALUE(fits, Op::name, ": state must have the leading dimensions of log_w and 5 numbers, ",
+                      c10::ArrayRef<Int>(shape), "; got ", before->sym_sizes());
   }
   return shape;
 }
@@ -36,7 +45,7 @@ Tensor forward(const Tensor& log_w_, const OptionalTensor& state) {
   const OptionalTensor before = with_unit_stride(state);
   const Tensor after = at::empty(shape, log_w.options().dtype(at::kDouble));
   const at::IntArrayRef leading = log_w.sizes().slice(0, log_w.dim() - 1);
-  const RowPlan plan = forward_plan(leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}, {pointer(before)}}});
+  const RowPlan plan = forward_plan(Op::name, leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}, {pointer(before)}}});
   const ImportanceState params{plan, data(&log_w), static_cast<const double*>(data(pointer(before))),
                                after.mutable_data_ptr<double>()};
   launch(log_w.device(), params, plan.outer.rows, plan.dim, cpu::importance_state, cuda::importance_state);
@@ -49,15 +58,14 @@ Tensor forward_meta(const Tensor& log_w, const OptionalTensor& state) {
 
 }  // namespace
 
-Tensor importance_state(const Tensor& log_w, const OptionalTensor& state) {
-  static const auto op = find_op<Tensor(const Tensor&, const OptionalTensor&)>("dgmfast::importance_state");
-  return op.call(log_w, state);
-}
+Tensor importance_state(const Tensor& log_w, const OptionalTensor& state) { return Op::forward().call(log_w, state); }
 
-TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(kName, &forward); }
-TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(kName, &forward); }
-TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(kName, &forward_meta); }
+TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
+TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward); }
+TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU, Op::Forward>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA, Op::Forward>::call); }
 // statistics, not a training signal: a gradient asked of them raises
-TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(kName, torch::autograd::autogradNotImplementedFallback()); }
+TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, torch::autograd::autogradNotImplementedFallback()); }
 
 }  // namespace dgmfast

@@ -7,6 +7,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <bitset>
+
 namespace dgmfast {
 
 namespace {
@@ -26,15 +28,6 @@ std::string text(c10::ArrayRef<Int> shape) {
   std::ostringstream out;
   out << shape;
   return out.str();
-}
-
-template <class Int>
-c10::ArrayRef<Int> sizes(const Tensor& t) {
-  if constexpr (std::is_same_v<Int, c10::SymInt>) {
-    return t.sym_sizes();
-  } else {
-    return t.sizes();
-  }
 }
 
 }  // namespace
@@ -102,12 +95,24 @@ Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args) {
 template Shape<int64_t> leading_shape(const char*, c10::ArrayRef<Arg>);
 template Shape<c10::SymInt> leading_shape(const char*, c10::ArrayRef<Arg>);
 
+template <class Int>
+void check_gradient(const char* op, const Arg& grad, const Arg& first, c10::ArrayRef<Int> shape) {
+  check_floating(op, {{first, grad}});
+  TORCH_CHECK_VALUE(sizes<Int>(*grad.tensor) == shape, op, "_backward: ", grad.name, " must have the output's shape, ",
+                    text(shape), "; got ", text(sizes<Int>(*grad.tensor)));
+}
+
+template void check_gradient(const char*, const Arg&, const Arg&, c10::ArrayRef<int64_t>);
+template void check_gradient(const char*, const Arg&, const Arg&, c10::ArrayRef<c10::SymInt>);
+
 Tensor with_unit_stride(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
 OptionalTensor with_unit_stride(const OptionalTensor& t) {
   return pointer(t) ? OptionalTensor(with_unit_stride(*t)) : std::nullopt;
 }
 
 namespace {
+
+using DimSet = std::bitset<64>;  // of leading dimensions: torch has at most 64
 
 // The stride of an input along each leading dimension; 0 where it is broadcast.
 Shape<int64_t> leading_strides(at::IntArrayRef leading, const PlanInput& input) {
@@ -126,10 +131,10 @@ Shape<int64_t> leading_strides(at::IntArrayRef leading, const PlanInput& input) 
 }
 
 // The dimensions of `leading` named in `take`, in order, with neighbours merged where every input walks them as one.
-Grid make_grid(at::IntArrayRef leading, c10::ArrayRef<Shape<int64_t>> strides, uint32_t take) {
+Grid make_grid(const char* op, at::IntArrayRef leading, c10::ArrayRef<Shape<int64_t>> strides, DimSet take) {
   Grid grid;
   for (size_t d = 0; d < leading.size(); ++d) {
-    if (!(take >> d & 1u)) continue;
+    if (!take[d]) continue;
     grid.rows *= leading[d];
     if (leading[d] == 1) continue;
     const int last = grid.dims - 1;
@@ -140,8 +145,8 @@ Grid make_grid(at::IntArrayRef leading, c10::ArrayRef<Shape<int64_t>> strides, u
       for (size_t i = 0; i < strides.size(); ++i) grid.stride[i][last] = strides[i][d];
       continue;
     }
-    TORCH_CHECK_VALUE(grid.dims < kMaxDims, "dgmfast: at most ", kMaxDims,
-                      " leading dimensions that broadcast differently are supported; got more in ", text(leading));
+    TORCH_CHECK_VALUE(grid.dims < kMaxDims, op, ": expected at most ", kMaxDims,
+                      " leading dimensions that broadcast differently; got more in ", text(leading));
     grid.size[grid.dims] = leading[d];
     for (size_t i = 0; i < strides.size(); ++i) grid.stride[i][grid.dims] = strides[i][d];
     ++grid.dims;
@@ -149,31 +154,32 @@ Grid make_grid(at::IntArrayRef leading, c10::ArrayRef<Shape<int64_t>> strides, u
   return grid;
 }
 
-RowPlan make_plan(at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs, uint32_t reduced) {
+RowPlan make_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs,
+                  DimSet reduced) {
   c10::SmallVector<Shape<int64_t>, kMaxInputs> strides;
   for (const PlanInput& input : inputs) strides.push_back(leading_strides(leading, input));
   RowPlan plan;
   plan.dim = dim;
   plan.dtype = dtype;
-  plan.outer = make_grid(leading, strides, ~reduced);
-  plan.inner = make_grid(leading, strides, reduced);
+  plan.outer = make_grid(op, leading, strides, ~reduced);
+  plan.inner = make_grid(op, leading, strides, reduced);
   return plan;
 }
 
-// The leading dimensions, as bits, that `t` is broadcast over.
-uint32_t broadcast_dims(at::IntArrayRef leading, const Tensor& t) {
+// The leading dimensions that `t` is broadcast over.
+DimSet broadcast_dims(at::IntArrayRef leading, const Tensor& t) {
   const size_t missing = leading.size() - (t.dim() - 1);
-  uint32_t bits = 0;
+  DimSet dims;
   for (size_t d = 0; d < leading.size(); ++d) {
-    if (d < missing || (t.size(d - missing) == 1 && leading[d] != 1)) bits |= 1u << d;
+    if (d < missing || (t.size(d - missing) == 1 && leading[d] != 1)) dims.set(d);
   }
-  return bits;
+  return dims;
 }
 
 }  // namespace
 
-RowPlan forward_plan(at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs) {
-  return make_plan(leading, dim, dtype, inputs, 0);
+RowPlan forward_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs) {
+  return make_plan(op, leading, dim, dtype, inputs, {});
 }
 
 namespace detail {
@@ -188,11 +194,11 @@ void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body) 
   body(c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
 }
 
-void gradients(at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs, c10::ArrayRef<bool> wanted,
+void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs, c10::ArrayRef<bool> wanted,
                std::span<Tensor> grads, GradientRun run) {
   constexpr int64_t kColumnsPerItem = 256;  // kernels/cpu/rows.h: kColumns
   const Tensor& first = *inputs[0].tensor;
-  std::array<uint32_t, kMaxInputs> reduced{};
+  std::array<DimSet, kMaxInputs> reduced;
   for (size_t i = 0; i < wanted.size(); ++i) {
     grads[i] = wanted[i] ? at::empty(inputs[i].tensor->sizes(), first.options()) : at::empty({0}, first.options());
     if (wanted[i]) reduced[i] = broadcast_dims(leading, *inputs[i].tensor);
@@ -200,7 +206,7 @@ void gradients(at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> in
   uint32_t done = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (!wanted[i] || (done >> i & 1u)) continue;
-    RowPlan plan = make_plan(leading, dim, dtype_of(first), inputs, reduced[i]);
+    RowPlan plan = make_plan(op, leading, dim, dtype_of(first), inputs, reduced[i]);
     const bool empty = plan.inner.rows == 0;
     const int64_t targets = plan.outer.rows * dim;
     if (first.is_cuda() && targets > 0 && targets < kCudaThreads) {

@@ -29,6 +29,15 @@ struct Arg {
 inline const Tensor* pointer(const OptionalTensor& t) { return t.has_value() && t->defined() ? &*t : nullptr; }
 inline const void* data(const Tensor* t) { return t ? t->const_data_ptr() : nullptr; }
 
+template <class Int>
+c10::ArrayRef<Int> sizes(const Tensor& t) {
+  if constexpr (std::is_same_v<Int, c10::SymInt>) {
+    return t.sym_sizes();
+  } else {
+    return t.sizes();
+  }
+}
+
 DType dtype_of(const Tensor& t);
 
 // One device for all, and one floating dtype that the device's kernels take.
@@ -38,6 +47,11 @@ void check_same_device(const char* op, const Arg& expected, const Arg& got);
 // The broadcast shape of the leading dimensions of arguments [..., D] that share D. Int is SymInt under Meta.
 template <class Int>
 Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args);
+
+// An incoming gradient must look like the output it belongs to: `shape`, on the device and of the dtype of the op's `first`
+// argument.
+template <class Int>
+void check_gradient(const char* op, const Arg& grad, const Arg& first, c10::ArrayRef<Int> shape);
 
 // A tensor that the kernels can walk: unit stride along the last dimension. Copies only where that one is strided.
 Tensor with_unit_stride(const Tensor& t);
@@ -50,7 +64,7 @@ struct PlanInput {
   Kind kind = Kind::row;
 };
 
-RowPlan forward_plan(at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs);
+RowPlan forward_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs);
 
 // Runs a CPU kernel on chunks of `items`, each of about `cost` numbers, or a CUDA kernel on the current stream.
 template <class Params>
@@ -63,7 +77,7 @@ void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body);
 
 // Plans the gradients of inputs 0 … wanted.size() − 1, one run for all that are broadcast alike, and allocates them.
 using GradientRun = c10::function_ref<void(const RowPlan&, int64_t items, c10::ArrayRef<void*> out)>;
-void gradients(at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs, c10::ArrayRef<bool> wanted,
+void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs, c10::ArrayRef<bool> wanted,
                std::span<Tensor> grads, GradientRun run);
 }  // namespace detail
 
@@ -80,12 +94,12 @@ void launch(const at::Device& device, const Params& params, int64_t items, int64
 
 // The gradients of the first N inputs; those not wanted come back with size 0. `fill(plan, out)` makes the kernel's struct.
 template <size_t N, class Params, class Fill>
-std::array<Tensor, N> launch_gradients(at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs,
+std::array<Tensor, N> launch_gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs,
                                        const std::array<bool, N>& wanted, Fill fill, CpuKernel<Params> cpu,
                                        CudaKernel<Params> cuda) {
   std::array<Tensor, N> grads;
   const at::Device device = inputs[0].tensor->device();
-  detail::gradients(leading, dim, inputs, wanted, grads, [&](const RowPlan& plan, int64_t items, c10::ArrayRef<void*> out) {
+  detail::gradients(op, leading, dim, inputs, wanted, grads, [&](const RowPlan& plan, int64_t items, c10::ArrayRef<void*> out) {
     Params params = fill(plan);
     for (size_t i = 0; i < N; ++i) params.grad_input[i] = out[i];
     launch(device, params, items, plan.dim * plan.inner.rows, cpu, cuda);

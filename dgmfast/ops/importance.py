@@ -30,8 +30,9 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
     try:
         return _C.importance_bound(log_w, dim)
     except TypeError as error:
-        if isinstance(log_w, Tensor) and not isinstance(dim, int):
-            raise TypeError(f"importance_bound: dim must be an int; got {type(dim).__name__}") from None
+        if isinstance(log_w, Tensor) and not (isinstance(dim, int) and -(2**63) <= dim < 2**63):
+            got = dim if isinstance(dim, int) else type(dim).__name__
+            raise TypeError(f"importance_bound: dim must be an int; got {got}") from None
         raise not_a_tensor("importance_bound", error, log_w=log_w) from None
 
 
@@ -81,11 +82,14 @@ class ImportanceState:
 
     def update(self, log_w: Tensor) -> ImportanceState:
         """Add the weights log_w [..., K]; returns self."""
-        self._values = importance_state(log_w.detach(), self._values)
+        with torch.no_grad():
+            self._values = importance_state(log_w, self._values)
         return self
 
     def merge(self, other: ImportanceState) -> ImportanceState:
         """The state of both sets of weights, over the same rows."""
+        if not isinstance(other, ImportanceState):
+            raise TypeError(f"merge: other must be an ImportanceState; got {type(other).__name__}")
         if self._values is None or other._values is None:
             return ImportanceState(other._values if self._values is None else self._values)
         if self.values.shape != other.values.shape:
