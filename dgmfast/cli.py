@@ -12,7 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
+try:
+    import click
+except ImportError:  # an extra, like all that only the command line needs
+    sys.stderr.write("Error: the command line needs the extra `train`: pip install 'dgmfast[train]'\n")
+    raise SystemExit(2) from None
 import numpy as np
 import torch
 
@@ -42,8 +46,14 @@ class OneLineErrors(click.Group):
                 code = _fail(error.format_message())
             except (click.Abort, KeyboardInterrupt):
                 code = INTERRUPTED
+            except ImportError as error:
+                code = _fail(f"{error}; the command line needs the extra `train`: pip install 'dgmfast[train]'")
             except (OSError, ValueError, TypeError, MemoryError) as error:
                 code = _fail(str(error) or type(error).__name__)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                code = _fail(f"out of memory: {str(error).splitlines()[0]}")
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -51,6 +61,11 @@ def _fail(message: str) -> int:
     if _is_main():
         click.echo(f"Error: {' '.join(message.split())}", err=True)
     return USER_ERROR
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Torch has a class for it on CUDA only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_main() -> bool:

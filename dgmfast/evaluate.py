@@ -17,6 +17,7 @@ from dgmfast.ops import ImportanceState
 # k alone, so that no result depends on the chunk; 512 rows of a few hundred units keep a layer in a core's cache.
 BLOCK = {"cpu": 512, "cuda": 65536}
 ENCODER_BLOCK = 512
+UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def log_likelihood(
             tenth of the free memory. progress: show a bar.
 
     Raises:
-        InputError: k or chunk below 1, x of a wrong shape, or a non-finite value in the data or in a weight (which row and term).
+        InputError: k or chunk below 1, x or y of a wrong shape, dtype or device, or a non-finite value in the data or in a weight
+            (which row and term).
     """
     _check(model, x, k, y, chunk)
     rows, samples = _block_shape(k, x.device)
@@ -110,6 +112,8 @@ def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
     first = int(bad.nonzero()[0])
     named = {"log p(x|z)": terms.log_px, **{f"log p({n})": t for n, t in terms.log_p.items()}}
     named |= {f"log q({n})": t for n, t in terms.log_q.items()}
+    if terms.log_qy is not None:
+        named["log q(y)"] = terms.log_qy
     guilty = [name for name, term in named.items() if not term[first].isfinite().all()]
     raise InputError(
         f"log_likelihood: the weights of row {row + first} are not finite; look at {' and '.join(guilty) or 'log w'}"
@@ -121,10 +125,7 @@ def _check(model: GenerativeModel, x: Tensor, k: int, y: Tensor | None, chunk: i
         raise InputError(f"log_likelihood: k must be at least 1; got {k}")
     if chunk is not None and chunk < 1:
         raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
-    if x.dim() != 2 or x.shape[1] != model.x_dim or not x.is_floating_point():
-        raise InputError(f"log_likelihood: x must be floating, of shape [N, {model.x_dim}]; got {x.dtype} {list(x.shape)}")
-    if y is not None and y.shape != x.shape[:1]:
-        raise InputError(f"log_likelihood: y must have shape [{len(x)}]; got {list(y.shape)}")
+    model.check("log_likelihood", x, y)
     bad = x.isfinite().all(1).logical_not()
     if bad.any():
         raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
@@ -146,7 +147,10 @@ def _chunk_from_memory(model: GenerativeModel, x: Tensor) -> int:
     if x.is_cuda:
         free, _ = torch.cuda.mem_get_info(x.device)
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
+            free = UNKNOWN_MEMORY
     widths = sum(m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
     return max(1, int(free / 10 / (4 * max(1, widths))))
 

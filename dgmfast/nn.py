@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def choose(argument: str, value: str, table: dict[str, Callable]) -> Callable:
     """table[value], or an InputError that lists what there is."""
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         raise InputError(f"{argument} must be one of {', '.join(table)}; got {value!r}")
     return table[value]
 
@@ -52,7 +52,8 @@ class MLP(nn.Sequential):
 
 def log_softplus(a: Tensor) -> Tensor:
     """log(softplus(a)), finite where softplus underflows: there it equals a."""
-    return torch.where(a < -15.0, a, torch.log(F.softplus(a.clamp(min=-15.0))))
+    # below −50, a − e^a/2 is a in float64 too, and e^−50 is far above float32's smallest number
+    return torch.where(a < -50.0, a, torch.log(F.softplus(a.clamp(min=-50.0))))
 
 
 # How the second half of a Gaussian head becomes a log-variance (MODELS.md §0: the thesis uses both).

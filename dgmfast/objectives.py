@@ -37,7 +37,7 @@ class Objective:
             raise InputError(
                 f"warmup_epochs must be at least 0 and warmup_start in [0, 1]; got {self.warmup_epochs} and {self.warmup_start}"
             )
-        if self.free_bits < 0.0 or (self.free_bits > 0.0 and self.k > 1):
+        if not self.free_bits >= 0.0 or (self.free_bits > 0.0 and self.k > 1):
             raise InputError(f"free_bits must be at least 0, and needs k = 1; got {self.free_bits} with k = {self.k}")
 
     def beta(self, epoch: float) -> float:
@@ -57,14 +57,14 @@ class Objective:
         kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
         loss = self._elbo_loss(terms, kl, beta) if self.k == 1 else -self._importance_bound(terms, beta).mean()
         with torch.no_grad():
-            reconstruction = terms.log_px.mean()
+            reconstruction = terms.reconstruction().mean()
             log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
             log |= {f"kl_{name}": value.detach() for name, value in kl.items()}
         return loss, log
 
     def _elbo_loss(self, terms: Terms, kl: dict[str, Tensor], beta: float) -> Tensor:
         floored = (value.clamp(min=self.free_bits) if self.free_bits else value for value in kl.values())
-        return beta * sum(floored) - terms.log_px.mean()
+        return beta * sum(floored) - terms.reconstruction().mean()
 
     def _importance_bound(self, terms: Terms, beta: float) -> Tensor:
         log_w = terms.log_weights(beta)

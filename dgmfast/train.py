@@ -171,7 +171,7 @@ class _Training:
         if state is not None:
             model.load_state_dict(state["model"])
         elif recipe.start_at_mean:
-            model.start_at(self.x.mean(0).cpu())  # type: ignore[operator]
+            model.start_at(self.x.mean(0).cpu())
         self.loss = parallel(model.to(options.device), recipe.objective, group, options.device)
         self.model = model
         self.optimizer = torch.optim.Adam(

@@ -177,7 +177,10 @@ def test_bench_without_a_source_tree(monkeypatch, tmp_path):
         (["train", "vae-digits", "--set", "epochs"], "NAME=VALUE"),
         (["train", "vae-digits", "--set", "epoch=3"], "did you mean epochs"),
         (["train", "vae-digits", "--set", "model.latent=[0]"], "must be positive"),
-        (["train", "vae-digits", "--set", "model.latent=5"], "model vae: "),
+        (["train", "vae-digits", "--set", "model.latent=5"], "latent must be a list of sizes"),
+        (["train", "vae-digits", "--set", "model.latent=[1000000000000]"], "model vae: "),
+        (["train", "vae-digits", "--set", "model.batch_norm=no"], "batch_norm must be true or false; got 'no'"),
+        (["train", "vae-digits", "--set", "objective.free_bits=NaN"], "free_bits must be at least 0"),
         (["train", "vae-digits", "--device", "cuda:99"], "CUDA devices"),
         (["train", "vae-digits", "--threads", "0"], "--threads"),
         (["train", "vae-digits", "--checkpoint-every", "0"], "checkpoint_every"),
@@ -248,6 +251,24 @@ def test_foreseeable_errors_of_the_layers_below(monkeypatch, run):
             "c",
             "MemoryError",
         )
+
+
+def test_memory_that_is_not_there(monkeypatch, run):
+    def allocate(*arguments, **named):
+        torch.empty(10**15)
+
+    monkeypatch.setattr(train, "fit", allocate)
+    assert refused("train", "vae-digits", "--out", run).startswith("Error: out of memory: ")
+    monkeypatch.setattr(train, "fit", lambda *a, **k: torch.ones(2) @ torch.ones(3))
+    assert isinstance(CliRunner().invoke(cli.main, ["train", "vae-digits"]).exception, RuntimeError), "a fault of the code shows"
+
+
+def test_packages_of_the_extra_that_are_missing(monkeypatch, run):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "dgmfast[train]" in refused("sample", run)
+    without = "import sys; sys.modules['click'] = None; import dgmfast.cli"
+    done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, cwd=run)
+    assert done.returncode == 2 and "dgmfast[train]" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- as a process

@@ -14,8 +14,9 @@ from dgmfast.errors import InputError
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("k", [1, 7, 512, 513, 1300])
-def test_equals_the_direct_formula(device, k):
-    model, x = make(device, **TWO_LAYERS), binary(5, 12, device)
+@pytest.mark.parametrize("extra", [{}, {"likelihood": "gaussian", "head": "softplus"}])
+def test_equals_the_direct_formula(device, k, extra):
+    model, x = make(device, **TWO_LAYERS, **extra), binary(5, 12, device)
     result = evaluate.log_likelihood(model, x, k=k, seed=3)
     log_w = model.log_weights(x, k, seed=3).double()
     weights = torch.softmax(log_w, 1)
@@ -36,6 +37,28 @@ def test_bit_equal_at_any_chunk_and_any_batch_around_a_row(device):
     results = [evaluate.log_likelihood(model, x, k=130, seed=1, chunk=chunk) for chunk in (None, 1, 600, 10**7)]
     assert all(torch.equal(results[0].log_px, other.log_px) for other in results[1:])
     assert torch.equal(evaluate.log_likelihood(model, x[:3], k=130, seed=1).log_px, results[0].log_px[:3])
+
+
+def test_each_row_is_encoded_once_whatever_k_and_chunk(monkeypatch):
+    model, x, seen = make(**TWO_LAYERS), binary(700, 12), []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda part, y=None: (seen.append(part), encode(part, y))[1])
+    for k, chunk in ((1, None), (600, 1)):
+        seen.clear()
+        evaluate.log_likelihood(model, x, k=k, chunk=chunk)
+        assert [len(part) for part in seen] == [512, 512] and torch.equal(torch.cat(seen)[:700], x)
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_a_system_that_does_not_tell_its_free_memory(error, monkeypatch):
+    model, x = make(**TWO_LAYERS), binary(5, 12)
+    expected = evaluate.log_likelihood(model, x, k=600).log_px
+
+    def silent(name: str) -> int:
+        raise error(name)
+
+    monkeypatch.setattr(evaluate.os, "sysconf", silent)
+    assert torch.equal(evaluate.log_likelihood(model, x, k=600).log_px, expected)
 
 
 def test_thread_counts_agree_to_the_promised_tolerance():
@@ -84,7 +107,7 @@ def test_no_rows_give_no_results():
     [
         ({"k": 0}, "k must be at least 1"),
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"y": torch.zeros(3)}, "y must have shape"),
+        ({"y": torch.zeros(5, dtype=torch.int64)}, "y must be None, because VAE takes no labels"),
     ],
 )
 def test_refuses_in_one_sentence(arguments, words):

@@ -10,6 +10,7 @@ import torch
 from dgmfast import models, reference
 from dgmfast.errors import InputError
 from dgmfast.models import Noise
+from dgmfast.nn import log_softplus
 from dgmfast.objectives import Objective
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -154,7 +155,15 @@ def test_warm_up_is_linear():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"k": 0}, {"m": 0}, {"warmup_epochs": -1}, {"warmup_start": 2.0}, {"free_bits": -1.0}, {"free_bits": 1.0, "k": 2}],
+    [
+        {"k": 0},
+        {"m": 0},
+        {"warmup_epochs": -1},
+        {"warmup_start": 2.0},
+        {"free_bits": -1.0},
+        {"free_bits": math.nan},
+        {"free_bits": 1.0, "k": 2},
+    ],
 )
 def test_objective_refuses(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
@@ -167,7 +176,13 @@ def test_objective_refuses(settings):
         ({"latent": ()}, "hidden"),
         ({"latent": (3, 2), "hidden": ((4,),)}, "hidden"),
         ({"latent": (0,)}, "positive"),
+        ({"latent": (2.5,)}, r"positive whole numbers; got .*2\.5"),
+        ({"latent": 5}, "latent must be a list of sizes"),
+        ({"hidden": (200, 200)}, "hidden a list of such lists"),
+        ({"latent": (10**12,)}, "model vae: .*allocate"),
+        ({"batch_norm": "no"}, "batch_norm must be true or false; got 'no'"),
         ({"activation": "swish"}, "activation"),
+        ({"activation": ["relu"]}, "activation must be one of"),
         ({"likelihood": "poisson"}, "likelihood"),
         ({"head": "exp"}, "head"),
         ({"depth": 3}, "depth"),
@@ -200,6 +215,18 @@ def test_a_training_step_compiles_without_graph_breaks():
     compiled = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, seed), list(model.parameters()))
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_log_softplus_is_exact_and_finite_far_out():
+    a = torch.tensor([-1e4, -700.0, -50.5, -49.5, -20.0, -15.5, -14.5, 0.0, 15.0, 1e4], dtype=torch.float64, requires_grad=True)
+    value = log_softplus(a)
+    # log(1 + e^a) = e^a − e^2a/2 + …, whose logarithm is a − e^a/2 + 5 e^2a/24 − …
+    series = a - a.exp() / 2 + 5 * (2 * a).exp() / 24
+    expected = torch.where(a < -10, series, torch.nn.functional.softplus(a).log())
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-14)
+    slope = torch.exp(torch.nn.functional.logsigmoid(a) - expected)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), a)[0], slope)
+    assert log_softplus(a.float()).isfinite().all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -11,14 +11,15 @@ def create(name: str, **overrides: object) -> GenerativeModel:
     """The model called `name` with the thesis's defaults, except for `overrides`.
 
     Raises:
-        InputError: no such model, or no such setting.
+        InputError: no such model, no such setting, or one out of range (layers that do not fit into memory, too).
     """
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
     try:
         return MODELS[name](**overrides)
-    except TypeError as error:
-        raise InputError(f"model {name}: {str(error).replace(MODELS[name].__name__ + '.__init__()', '').strip()}") from error
+    except (TypeError, RuntimeError) as error:  # of Python, and of torch for a size that it cannot allocate
+        reason = str(error).split("\n")[0].replace(f"{MODELS[name].__name__}.__init__()", "").strip()
+        raise InputError(f"model {name}: {reason}") from error
 
 
 __all__ = ["MODELS", "VAE", "Elbo", "GenerativeModel", "Noise", "Terms", "create"]

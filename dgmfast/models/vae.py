@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,14 +33,9 @@ class VAE(GenerativeModel):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if not latent or len(hidden) != len(latent):
-            raise InputError(
-                f"hidden must give one MLP for each of the {len(latent)} latent layers (at least one); got {len(hidden)}"
-            )
-        if min([x_dim, *latent, *(width for widths in hidden for width in widths)]) < 1:
-            raise InputError(
-                f"x_dim, latent and hidden must be positive; got {x_dim}, {list(latent)}, {[list(h) for h in hidden]}"
-            )
+        _check_sizes(x_dim, latent, hidden)
+        if not isinstance(batch_norm, bool):
+            raise InputError(f"batch_norm must be true or false; got {batch_norm!r}")
         self.x_dim, self.latent = x_dim, tuple(latent)
         sizes = (x_dim, *latent)
         settings: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head}
@@ -97,3 +93,14 @@ class VAE(GenerativeModel):
     def start_at(self, mean: Tensor) -> None:
         """Let the untrained p(x|z) have the data's mean [D]."""
         self.output.start_at(mean)
+
+
+def _check_sizes(x_dim: int, latent: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
+    try:
+        sizes = [x_dim, *latent, *(width for widths in hidden for width in widths)]
+    except TypeError as error:
+        raise InputError(f"latent must be a list of sizes and hidden a list of such lists; got {latent!r}, {hidden!r}") from error
+    if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise InputError(f"x_dim, latent and hidden must be positive whole numbers; got {x_dim!r}, {latent!r}, {hidden!r}")
+    if not latent or len(hidden) != len(latent):
+        raise InputError(f"hidden must give one MLP per latent layer, and there must be one layer; got {latent!r}, {hidden!r}")
