@@ -24,6 +24,7 @@ from bench.likelihood import LikelihoodCase, MemoryCase
 # system, whose page faults otherwise count against whoever allocates
 TUNABLES = {"default": "", "tuned": "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592"}
 RESULTS = machine.ROOT / "bench" / "results"
+OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or failed somewhere; 2: bad arguments
 
 
 def all_cases(device: str, quick: bool) -> list:
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     mallocs = ["default"] if options.quick or not cpu else list(TUNABLES)
     threads = options.threads if cpu else [torch.get_num_threads()]
     threads = threads[-1:] if options.quick else threads
-    failed = 0
+    codes = set()
     with tempfile.TemporaryDirectory(prefix="dgmfast-bench-") as cache:
         for malloc in mallocs:
             for count in threads:
@@ -90,9 +91,9 @@ def run(options: argparse.Namespace) -> int:
                 command += ["--cases", *options.cases] if options.cases else []
                 if options.seconds is not None:
                     command += ["--seconds", str(max(0.0, options.seconds - (time.monotonic() - start)))]
-                failed += subprocess.run(command, env=environment(count, malloc, Path(cache))).returncode != 0
+                codes.add(subprocess.run(command, env=environment(count, malloc, Path(cache))).returncode)
     print(f"{time.monotonic() - start:.0f} s; results in {_folder(options)}")
-    return 1 if failed else 0
+    return 1 if codes - {0, OUT_OF_TIME} else max(codes)
 
 
 def environment(threads: int, malloc: str, cache: Path) -> dict[str, str]:
@@ -126,7 +127,7 @@ def work(options: argparse.Namespace) -> int:
             continue
         if options.seconds is not None and time.monotonic() - start > options.seconds:
             print(f"out of time before {case.name} {getattr(case, 'label', '')}", flush=True)
-            return 1
+            return 1 if wrong else OUT_OF_TIME
         for rows in case.run(context):
             store.replace(options.out, [row | facts for row in rows])
             wrong += sum(row["status"] in ("wrong", "failed") and row["contender"] == "ours" for row in rows)

@@ -24,14 +24,12 @@ def status(field: str) -> int:
 def main(contender: str, k: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     model, x = benchmark_vae(device), images(COUNT, device)
-    before = status("VmRSS")
+    before = status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
     if contender == "ours":
         evaluate.log_likelihood(model, x, k=k)
     else:
         eager_log_likelihood(model, x, k=k)
-    peak = status("VmHWM")
-    if device != "cpu":
-        before, peak = 0, torch.cuda.max_memory_allocated()
+    peak = status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
     print(json.dumps({"peak_bytes": peak, "grown_bytes": peak - before}))
 
 

@@ -27,10 +27,14 @@ def main(options: argparse.Namespace) -> int:
     if not machines:
         print(f"python -m bench report: no measurements in {options.results}; run `python -m bench` first", file=sys.stderr)
         return 2
-    for name, rows in machines.items():
-        plot.speedups(rows, options.results / name / "speedups.png")
+    try:
+        for name, rows in machines.items():
+            plot.speedups(rows, options.results / name / "speedups.png")
+    except ImportError:
+        print("python -m bench report: no plots are drawn, because matplotlib is not installed", file=sys.stderr)
     text = full_report(machines)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         store.write_atomically(options.out, text)
     else:
         print(text)
