@@ -15,7 +15,7 @@ DGMFAST_FN T bernoulli_linear(T logit, T x) {
 
 template <class T>
 DGMFAST_FN T softplus_factor(T logit) {
-  return T(1) + exp(-magnitude(logit));
+  return T(1) + exp_nonpositive(-magnitude(logit));
 }
 
 template <class T>

@@ -67,7 +67,7 @@ struct PrecisionShares {
 template <class T>
 DGMFAST_FN PrecisionShares<T> precision_shares(T log_var_q, T log_var_p) {
   const T difference = log_var_p - log_var_q;
-  const T odds = exp(-magnitude(difference));
+  const T odds = exp_nonpositive(-magnitude(difference));
   const T larger = T(1) / (T(1) + odds), smaller = odds * larger;
   return {difference > T(0) ? larger : smaller, difference > T(0) ? smaller : larger, odds};
 }

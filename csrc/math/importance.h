@@ -9,7 +9,7 @@ namespace {
 // e^{a - top} for a <= top; 1 where both are the same infinity.
 template <class T>
 DGMFAST_FN T relative_weight(T a, T top) {
-  return a == top ? T(1) : exp(a - top);
+  return a == top ? T(1) : exp_nonpositive(a - top);
 }
 
 // Online log-sum-exp: e^top * sum.

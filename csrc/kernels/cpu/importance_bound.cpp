@@ -6,18 +6,25 @@
 namespace dgmfast {
 namespace {
 
+template <class T, class Weight>
+T sum_weights(const T* log_w, int64_t k, Weight weight) {
+  return sum_in_blocks<T>(k, [=](int64_t begin, int64_t end) {
+    T block = 0;
+#pragma omp simd reduction(+ : block)
+    for (int64_t i = begin; i < end; ++i) block += weight(log_w[i]);
+    return block;
+  });
+}
+
 template <class T>
 T row_bound(const T* log_w, int64_t k) {
   T top = -infinity<T>();
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < k; ++i) top = maximum(log_w[i], top);
-  const T shift = magnitude(top) == infinity<T>() ? T(0) : top;
-  const T sum = sum_in_blocks<T>(k, [=](int64_t begin, int64_t end) {
-    T block = 0;
-#pragma omp simd reduction(+ : block)
-    for (int64_t i = begin; i < end; ++i) block += exp(log_w[i] - shift);
-    return block;
-  });
+  const bool finite = magnitude(top) < infinity<T>();
+  const T shift = finite ? top : T(0);
+  const T sum = finite ? sum_weights(log_w, k, [=](T l) { return exp_nonpositive(l - top); })
+                       : sum_weights(log_w, k, [](T l) { return exp(l); });
   // none or all of the weight at infinity: the sum is not a positive finite number
   const T log_sum = sum > T(0) && sum < infinity<T>() ? log_positive(sum) : sum == T(0) ? -infinity<T>() : sum;
   return log_sum + (shift - log_positive(T(k)));
@@ -40,7 +47,7 @@ void backward(const ImportanceBoundBackward& p, int64_t begin, int64_t end) {
     const T g = static_cast<const T*>(p.grad)[offset[2]];
     T* grad = out[0];
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) grad[c] = g * exp(log_w[c] - log_sum);
+    for (int64_t c = 0; c < count; ++c) grad[c] = g * exp_nonpositive(log_w[c] - log_sum);
   });
 }
 
