@@ -14,8 +14,11 @@ from dgmfast.models.base import Encoding, GenerativeModel, Noise, Terms
 from dgmfast.ops import ImportanceState
 
 # Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
-# k alone, so that no result depends on the chunk; 512 rows of a few hundred units keep a layer in a core's cache.
-BLOCK = {"cpu": 512, "cuda": 65536}
+# k and the model alone, so that no result depends on the chunk. On a CPU a block keeps the widest layer in a core's cache, but
+# for at least 512 rows; narrow layers take more, because there the calls are what costs.
+CACHED_NUMBERS = 2**18
+CPU_ROWS = (512, 8192)
+CUDA_ROWS = 65536
 ENCODER_BLOCK = 512
 UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
 
@@ -65,7 +68,7 @@ def log_likelihood(
             (which row and term).
     """
     _check(model, x, k, y, chunk)
-    rows, samples = _block_shape(k, x.device)
+    rows, samples = _block_shape(model, k, x.device)
     steps = max(1, (chunk or _chunk_from_memory(model, x)) // (rows * samples))
     states: list[ImportanceState] = []
     training = model.training
@@ -131,9 +134,14 @@ def _check(model: GenerativeModel, x: Tensor, k: int, y: Tensor | None, chunk: i
         raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
 
 
-def _block_shape(k: int, device: torch.device) -> tuple[int, int]:
+def _widths(model: GenerativeModel) -> list[int]:
+    return [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)] or [1]
+
+
+def _block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
     """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
-    size = BLOCK.get(device.type, BLOCK["cuda"])
+    least, most = CPU_ROWS
+    size = max(least, min(most, CACHED_NUMBERS // max(_widths(model)))) if device.type == "cpu" else CUDA_ROWS
     samples = math.ceil(k / math.ceil(k / size))
     return min(ENCODER_BLOCK, 2 ** int(math.log2(max(1, size // samples)))), samples
 
@@ -151,8 +159,7 @@ def _chunk_from_memory(model: GenerativeModel, x: Tensor) -> int:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
             free = UNKNOWN_MEMORY
-    widths = sum(m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
-    return max(1, int(free / 10 / (4 * max(1, widths))))
+    return max(1, int(free / 10 / (4 * sum(_widths(model)))))
 
 
 class _NoBar:
