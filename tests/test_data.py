@@ -20,17 +20,6 @@ from dgmfast import data
 from dgmfast.data import _mnist
 from dgmfast.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-
-
-@pytest.fixture
-def data_dir() -> Path:
-    """The folder of the real data sets."""
-    folder = data.default_dir()
-    if folder is None and not SHARED.is_dir():
-        pytest.skip("DGMFAST_DATA_DIR is not set and ../shared/data does not exist beside the repository")
-    return folder or SHARED
-
 
 def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,8 +12,6 @@ from dgmfast import _run, data, recipes, train
 from dgmfast.errors import InputError
 from dgmfast.objectives import Objective
 from dgmfast.recipes import Recipe, Schedule
-
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 # ---------------------------------------------------------------- schedules
 
@@ -76,15 +73,6 @@ def test_the_settings_of_burda_2015(name, k, latent):
     assert chosen.model["latent"] == latent and chosen.model["hidden"][0] == [200, 200] and chosen.model["activation"] == "tanh"
     assert (chosen.batch_size, chosen.learning_rate, chosen.eps, chosen.epochs) == (20, 1e-3, 1e-4, 3280)
     assert chosen.schedule == Schedule("burda") and chosen.start_at_mean
-
-
-@pytest.fixture
-def data_dir() -> Path:
-    """The folder of the real data sets."""
-    folder = data.default_dir()
-    if folder is None and not SHARED.is_dir():
-        pytest.skip("DGMFAST_DATA_DIR is not set and ../shared/data does not exist beside the repository")
-    return folder or SHARED
 
 
 @pytest.mark.data

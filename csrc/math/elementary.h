@@ -45,6 +45,15 @@ DGMFAST_FN double exp_tail(double r) {
                                             r * (2.76200884454097482e-7 + r * 2.51003854955103191e-8))))))));
 }
 
+// e^r of x = n log 2 + r, where the low bits of `shifted` hold n.
+template <class T>
+DGMFAST_FN T exp_of_rest(T x, T shifted) {
+  using L = ExpLimits<T>;
+  const T n = shifted - L::round;
+  const T r = (x - n * L::ln2_high) - n * L::ln2_low;
+  return T(1) + (r + r * r * exp_tail(r));
+}
+
 // Results below 2^-125 (2^-1021 in double) are flushed to 0. The only selects are the two clamps, written so that NaN passes:
 // a select of 0 or infinity by x itself makes GCC merge it with the clamps into a chain of masks, at twice the time.
 template <class T>
@@ -56,10 +65,7 @@ DGMFAST_FN T exp(T x) {
   using Int = typename Bits<T>::Int;
   const T above = x < L::lowest ? L::lowest : x;
   const T clamped = above > L::highest ? L::highest : above;
-  const T shifted = clamped * T(1.44269504088896340736) + L::round;
-  const T n = shifted - L::round;
-  const T r = (clamped - n * L::ln2_high) - n * L::ln2_low;
-  const T series = T(1) + (r + r * r * exp_tail(r));
+  const T shifted = clamped * T(1.44269504088896340736) + L::round, series = exp_of_rest(clamped, shifted);
   // 2^n as 2 * 2^(n-1), because n may be one more than the largest exponent; an exponent field of 0 makes the factor 0
   const Int field = bits_as<Int>(shifted) - (bits_as<Int>(L::round) - (Bits<T>::bias - 1));
   const Int exponent = field > 0 ? field : 0;
@@ -76,10 +82,7 @@ DGMFAST_FN T exp_nonpositive(T x) {
   using L = ExpLimits<T>;
   using Int = typename Bits<T>::Int;
   const T clamped = x < L::lowest ? L::lowest : x;
-  const T shifted = clamped * T(1.44269504088896340736) + L::round;
-  const T n = shifted - L::round;
-  const T r = (clamped - n * L::ln2_high) - n * L::ln2_low;
-  const T series = T(1) + (r + r * r * exp_tail(r));
+  const T shifted = clamped * T(1.44269504088896340736) + L::round, series = exp_of_rest(clamped, shifted);
   const Int field = bits_as<Int>(shifted) - (bits_as<Int>(L::round) - Bits<T>::bias);
   const Int exponent = field > 0 ? field : 0;
   return series * bits_as<T>(Int(exponent << Bits<T>::mantissa));

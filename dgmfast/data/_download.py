@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from dgmfast._files import sync_folder
 from dgmfast.data._idx import read_idx
 from dgmfast.data._mnist import FOLDER, MD5, mnist_file
 from dgmfast.errors import InputError
@@ -72,7 +73,7 @@ def _download_file(folder: Path, name: str, md5: str, mirrors: Sequence[str], pr
             reasons.append(f"{url}: {failure}")
             continue
         os.replace(part, folder / name)
-        _sync_folder(folder)
+        sync_folder(folder)
         return mirror
     raise InputError(f"download_mnist: expected {name} from one of {len(mirrors)} mirrors; got {'; '.join(reasons)}")
 
@@ -165,14 +166,3 @@ def _bar(progress: bool, name: str, offset: int, total: int | None) -> AbstractC
     except ImportError:  # the bar is a courtesy
         return nullcontext()
     return tqdm(desc=name, initial=offset, total=total, unit="B", unit_scale=True)  # type: ignore[no-any-return]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power cut; a system that cannot open folders, Windows, needs no such call."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
