@@ -285,7 +285,10 @@ def process(*arguments, **options):
 
 
 def test_interrupted(tmp_path):
-    child = process("train", "vae-digits", "--out", tmp_path / "run", "--epochs", 100000, "--no-figures", "--threads", 1)
+    # a suite in a shell's background inherits that SIGINT is ignored
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    arguments = ("train", "vae-digits", "--out", tmp_path / "run", "--epochs", 100000, "--no-figures", "--threads", 1)
+    child = process(*arguments, **heard)
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").stat().st_size:
         time.sleep(0.02)
         assert child.poll() is None
