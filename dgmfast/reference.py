@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -55,6 +56,32 @@ def importance_state(log_w: Tensor) -> Tensor:
     scaled = torch.exp(log_w - top.unsqueeze(-1))
     count = torch.full_like(top, log_w.shape[-1])
     return torch.stack([top, scaled.sum(-1), scaled.square().sum(-1), log_w.sum(-1), count], -1)
+
+
+def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
+    """Σ_y q_y (values_y − log q_y) with q = softmax(logits) (eq. 4.20); a label with q_y = 0 adds q_y values_y only."""
+    log_q = torch.log_softmax(logits, -1)
+    q = log_q.exp()
+    return (q * (values - torch.where(q == 0.0, 0.0, log_q))).sum(-1)
+
+
+ACTIVATIONS = {
+    None: lambda a: a,
+    "identity": lambda a: a,
+    "relu": torch.relu,
+    "leaky_relu": lambda a: F.leaky_relu(a, 0.1),
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "elu": F.elu,
+}
+
+
+def label_linear(
+    x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """act(W x + bias + label_weight[:, y]) for every label y: [..., I] -> [..., Y, H], a layer on [x, onehot(y)]."""
+    shared = F.linear(x, weight) if bias is None else F.linear(x, weight) + bias
+    return ACTIVATIONS[activation](shared.unsqueeze(-2) + label_weight.t())
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> list[Tensor]:

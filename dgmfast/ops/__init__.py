@@ -3,6 +3,7 @@
 from dgmfast.ops.bernoulli import bernoulli_log_prob
 from dgmfast.ops.gaussian import gaussian_kl, gaussian_log_prob, gaussian_merge, gaussian_sample
 from dgmfast.ops.importance import ImportanceState, importance_bound, importance_state
+from dgmfast.ops.labels import label_linear, marginalize_labels
 
 __all__ = [
     "ImportanceState",
@@ -13,4 +14,6 @@ __all__ = [
     "gaussian_sample",
     "importance_bound",
     "importance_state",
+    "label_linear",
+    "marginalize_labels",
 ]
