@@ -22,7 +22,7 @@ def dataset(rows: int = 61, binary: bool = False) -> data.Dataset:
     if binary:
         x = x.round()
     splits = data.Split(x[:rows], y[:rows]), None, data.Split(x[rows:], y[rows:])
-    return data.Dataset("toy", *splits, image_shape=(1, 4, 4), binary=binary, classes=4, note="")
+    return data.Dataset("toy", *splits, image_shape=(1, 4, 4), kind="binary" if binary else "grey", classes=4, note="")
 
 
 def recipe(**settings: Any) -> Recipe:

@@ -1,10 +1,23 @@
-"""Readers for the public data sets, seeded binarisation and labelled subsets."""
+"""Readers for the public data sets, seeded draws and labelled subsets."""
 
-from dgmfast.data._dataset import Dataset, Split
+from dgmfast.data._dataset import Dataset, Kind, Split
 from dgmfast.data._download import MIRRORS, download_mnist
-from dgmfast.data._draws import binarize, few_labels
+from dgmfast.data._draws import binarize, few_labels, redraw
 from dgmfast.data._files import default_dir
 from dgmfast.data._idx import read_idx
 from dgmfast.data._load import load, names
 
-__all__ = ["MIRRORS", "Dataset", "Split", "binarize", "default_dir", "download_mnist", "few_labels", "load", "names", "read_idx"]
+__all__ = [
+    "MIRRORS",
+    "Dataset",
+    "Kind",
+    "Split",
+    "binarize",
+    "default_dir",
+    "download_mnist",
+    "few_labels",
+    "load",
+    "names",
+    "read_idx",
+    "redraw",
+]

@@ -1,27 +1,46 @@
 """What every reader returns."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
+
+from dgmfast.errors import InputError
+
+Kind = Literal["grey", "binary", "levels", "real"]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set: `x` [N, D] float32, `y` [N] int64 or None."""
+    """One part of a data set: `x` [N, D] float32, or uint8 where Dataset.kind is "levels"; `y` [N] int64 or None."""
 
-    x: Tensor  # [N, D], grey levels in [0, 1] or exactly 0/1 where Dataset.binary
+    x: Tensor  # [N, D], as Dataset.kind says
     y: Tensor | None  # [N]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with its splits and what a reader of results on it should know (`note`)."""
+    """A data set with its splits and what a reader of results on it should know (`note`).
+
+    kind says what x holds, and so what `redraw` makes of it:
+    "grey": Bernoulli means in [0, 1]; "binary": zeros and ones; "levels": integers 0 to 255, to be dequantised; "real": any.
+    """
 
     name: str
     train: Split
     valid: Split | None
     test: Split
-    image_shape: tuple[int, int, int] | None  # (C, H, W); None for tabular rows
-    binary: bool  # False: x holds Bernoulli means, to be binarised
+    image_shape: tuple[int, int, int] | None  # (C, H, W); None where a row is no whole image
+    kind: Kind
     classes: int | None
     note: str
+    scale: Tensor | None = None  # [D]: what dequantised levels are divided by; None: 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"Dataset: kind must be one of {', '.join(get_args(Kind))}; got {self.kind!r}")
+
+    @property
+    def binary(self) -> bool:
+        """Whether x holds zeros and ones."""
+        return self.kind == "binary"

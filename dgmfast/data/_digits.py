@@ -21,4 +21,4 @@ def load_digits() -> Dataset:
     y = label_rows(labels)[order]
     train, test = (Split(x[rows], y[rows]) for rows in (slice(TRAIN_ROWS), slice(TRAIN_ROWS, None)))
     note = "scikit-learn's 8 x 8 digits: a quick check, not comparable with MNIST"
-    return Dataset("digits", train, None, test, image_shape=(1, 8, 8), binary=False, classes=10, note=note)
+    return Dataset("digits", train, None, test, image_shape=(1, 8, 8), kind="grey", classes=10, note=note)

@@ -1,8 +1,9 @@
-"""Seeded choices about data: binarisation and labelled subsets."""
+"""Seeded choices about data: binarisation, dequantisation and labelled subsets."""
 
 import torch
 from torch import Tensor
 
+from dgmfast.data._dataset import Dataset
 from dgmfast.errors import InputError
 
 
@@ -20,6 +21,28 @@ def binarize(x: Tensor, seed: int) -> Tensor:
     # torch.bernoulli would hand out its draws in the order of x's strides.
     uniform = torch.rand(x.shape, generator=_generator("binarize", seed), dtype=torch.float32)  # in [0, 1): 1 always draws 1
     return uniform.to(x.device).lt_(x)
+
+
+def redraw(dataset: Dataset, x: Tensor, seed: int) -> Tensor:
+    """The x that a model sees in one epoch: rows [N, D] of the data set -> float32 [N, D].
+
+    "grey": `binarize`; "levels": (x + u) / scale with u uniform in [0, 1), so that a density on it bounds a probability of
+    levels (Uria et al. 2013); "binary" and "real": x itself. A pure function of x's values and the seed, as `binarize`.
+    Raises InputError when x is not of the data set's kind or width.
+    """
+    if dataset.kind == "grey":
+        return binarize(x, seed)
+    if dataset.kind != "levels":
+        return x
+    x = x.detach()
+    width = dataset.train.x.shape[1]
+    if x.ndim != 2 or x.shape[1] != width:
+        raise InputError(f"redraw: x must be rows [N, {width}] of {dataset.name}; got {list(x.shape)}")
+    if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 255) & (x == x.round())).all():
+        raise InputError(f"redraw: x must hold the levels 0 to 255 of {dataset.name}; got other values in {x.dtype}")
+    uniform = torch.rand(x.shape, generator=_generator("redraw", seed), dtype=torch.float32)
+    noisy = uniform.to(x.device).add_(x)  # [N, D]; in place: SVHN with its extra set is 7 GB in float32
+    return noisy if dataset.scale is None else noisy.div_(dataset.scale.to(x.device))
 
 
 def few_labels(y: Tensor, n: int, seed: int, classes: int) -> Tensor:

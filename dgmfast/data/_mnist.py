@@ -33,7 +33,7 @@ def load_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
     """MNIST: 60000 training and 10000 test rows of 784 grey levels, bit-exact by md5."""
     arrays = [read_idx(mnist_file(data_dir, name), md5) for name, md5 in MD5.items()]
     train, test = (Split(grey_rows(x), label_rows(y)) for x, y in (arrays[:2], arrays[2:]))
-    return Dataset("mnist", train, None, test, image_shape=(1, 28, 28), binary=False, classes=10, note="")
+    return Dataset("mnist", train, None, test, image_shape=(1, 28, 28), kind="grey", classes=10, note="")
 
 
 def load_mnist_static(data_dir: str | os.PathLike[str] | None) -> Dataset:
@@ -49,7 +49,7 @@ def load_mnist_static(data_dir: str | os.PathLike[str] | None) -> Dataset:
         parts = [_read_amat(first.with_name(f"binarized_mnist_{part}.amat"), rows) for part, rows in STATIC_ROWS.items()]
     train, valid, test = (Split(x, None) for x in parts)
     note = "fixed binarisation: compare only with results on these same files; rows are not in MNIST's order and have no labels"
-    return Dataset("mnist-static", train, valid, test, image_shape=(1, 28, 28), binary=True, classes=None, note=note)
+    return Dataset("mnist-static", train, valid, test, image_shape=(1, 28, 28), kind="binary", classes=None, note=note)
 
 
 def _read_packed(path: Path) -> list[Tensor]:

@@ -50,7 +50,7 @@ def load_omniglot(data_dir: str | os.PathLike[str] | None) -> Dataset:
         valid=None,
         test=split(images[:, TRAIN_DRAWERS:]),
         image_shape=(1, SIDE, SIDE),
-        binary=False,
+        kind="grey",
         classes=ALPHABETS,
         note=note,
     )
@@ -69,7 +69,7 @@ def load_omniglot_burda(data_dir: str | os.PathLike[str] | None) -> Dataset:
         x = _upright(path, images, mat[images])
         splits.append(Split(x, _from_one_hot(path, one_hot, mat[one_hot], len(x))))
     train, test = splits
-    return Dataset("omniglot-burda", train, None, test, image_shape=(1, SIDE, SIDE), binary=False, classes=ALPHABETS, note="")
+    return Dataset("omniglot-burda", train, None, test, image_shape=(1, SIDE, SIDE), kind="grey", classes=ALPHABETS, note="")
 
 
 def _read_mat(path: Path, *keys: str) -> dict[str, np.ndarray]:
