@@ -106,8 +106,9 @@ def test_unreadable_file(tmp_path):
 
 
 def test_names_and_unknown_name():
-    assert data.names() == ["digits", "mnist", "mnist-static", "omniglot", "omniglot-burda"]
-    with raises("load: name must be one of digits, mnist", "got 'cifar'"):
+    files = ["mnist", "mnist-444", "mnist-static", "omniglot", "omniglot-burda"]
+    assert data.names() == ["digits", "moons", "potential", *files]
+    with raises("load: name must be one of digits, moons", "got 'cifar'"):
         data.load("cifar")
 
 
@@ -145,7 +146,7 @@ def test_missing_package_is_named(monkeypatch, tmp_path):
 def test_without_a_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("DGMFAST_DATA_DIR", raising=False)
     assert data.default_dir() is None
-    for name in data.names()[1:]:
+    for name in data.names()[3:]:
         with raises("load('", "--data-dir", "DGMFAST_DATA_DIR"):
             data.load(name)
     with raises("dgmfast.data.download_mnist(dir)"):

@@ -1,4 +1,4 @@
-"""Readers for the public data sets, seeded draws and labelled subsets."""
+"""Readers for the public data sets, toy data, seeded draws and labelled subsets."""
 
 from dgmfast.data._dataset import Dataset, Kind, Split
 from dgmfast.data._download import MIRRORS, download_mnist
@@ -6,6 +6,7 @@ from dgmfast.data._draws import binarize, few_labels, redraw
 from dgmfast.data._files import default_dir
 from dgmfast.data._idx import read_idx
 from dgmfast.data._load import load, names
+from dgmfast.data._pixels import full_images
 
 __all__ = [
     "MIRRORS",
@@ -16,6 +17,7 @@ __all__ = [
     "default_dir",
     "download_mnist",
     "few_labels",
+    "full_images",
     "load",
     "names",
     "read_idx",

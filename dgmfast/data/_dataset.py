@@ -34,6 +34,8 @@ class Dataset:
     kind: Kind
     classes: int | None
     note: str
+    pixels: Tensor | None = None  # [D] int64: the kept pixels in the flattened full image; None: all
+    full_shape: tuple[int, int, int] | None = None  # (C, H, W) of the images that `pixels` are from
     scale: Tensor | None = None  # [D]: what dequantised levels are divided by; None: 1
 
     def __post_init__(self) -> None:

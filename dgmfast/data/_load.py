@@ -4,13 +4,17 @@ import os
 
 from dgmfast.data._dataset import Dataset
 from dgmfast.data._digits import load_digits
-from dgmfast.data._mnist import load_mnist, load_mnist_static
+from dgmfast.data._mnist import load_mnist, load_mnist_444, load_mnist_static
 from dgmfast.data._omniglot import load_omniglot, load_omniglot_burda
+from dgmfast.data._toys import load_moons, load_potential
 from dgmfast.errors import InputError
 
 READERS = {
     "digits": lambda data_dir: load_digits(),
+    "moons": lambda data_dir: load_moons(),
+    "potential": lambda data_dir: load_potential(),
     "mnist": load_mnist,
+    "mnist-444": load_mnist_444,
     "mnist-static": load_mnist_static,
     "omniglot": load_omniglot,
     "omniglot-burda": load_omniglot_burda,
@@ -23,8 +27,9 @@ def names() -> list[str]:
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Read a data set by name from `data_dir`, or from the folder that DGMFAST_DATA_DIR names; "digits" needs no folder.
+    """Read a data set by name from `data_dir`, or from the folder that DGMFAST_DATA_DIR names.
 
+    "digits", "moons" and "potential" need no folder.
     Raises InputError for an unknown name, a missing folder or file, and a file that is not what it should be.
     """
     if name not in READERS:
