@@ -150,7 +150,10 @@ def test_few_labels_depends_on_the_seed():
     [
         (torch.arange(10), 15, 10, ["multiple of classes, 10", "got 15"]),
         (torch.arange(10), 0, 10, ["positive multiple", "got 0"]),
-        (torch.tensor([0, 0, 1]), 4, 2, ["at least 2 rows of class 1", "got 1"]),
+        (torch.arange(10), 20, 10, ["at most the number of rows, 10", "got 20"]),
+        (torch.empty(0, dtype=torch.int64), 2, 2, ["at most the number of rows, 0"]),
+        (torch.tensor([0, 0, 0, 1]), 4, 2, ["at least 2 rows of class 1 for n = 4", "got 1"]),
+        (torch.tensor([0, 2, 2]), 3, 3, ["each class 0..2", "got none of class 1"]),
         (torch.tensor([0, 1, 2]), 2, 2, ["0..1", "got 2"]),
         (torch.tensor([0, -1]), 2, 2, ["0..1", "got -1"]),
         (torch.tensor([0.0, 1.0]), 2, 2, ["integer labels", "float32"]),

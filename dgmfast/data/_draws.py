@@ -49,12 +49,15 @@ def few_labels(y: Tensor, n: int, seed: int, classes: int) -> Tensor:
     """Choose n labelled rows, n / classes of each class: labels [N] -> int64 indices [n], ascending.
 
     With the same y and seed a smaller n chooses a subset of a larger one.
-    Raises InputError when n is not a positive multiple of classes, a label is not in 0..classes-1, or a class has too few rows.
+    Raises InputError when n is not a positive multiple of classes or exceeds N, a label is not in 0..classes-1, or a class has
+    too few rows.
     """
     if y.ndim != 1 or y.is_floating_point() or y.is_complex():
         raise InputError(f"few_labels: y must be integer labels [N]; got {y.dtype} {list(y.shape)}")
     if classes < 1 or n < 1 or n % classes:
         raise InputError(f"few_labels: n must be a positive multiple of classes, {classes}; got {n}")
+    if n > len(y):
+        raise InputError(f"few_labels: n must be at most the number of rows, {len(y)}; got {n}")
     outside = (y < 0) | (y >= classes)
     if outside.any():
         raise InputError(f"few_labels: y must lie in 0..{classes - 1}; got {y[outside][0].item()}")
@@ -63,6 +66,8 @@ def few_labels(y: Tensor, n: int, seed: int, classes: int) -> Tensor:
     chosen = []
     for label in range(classes):
         rows = (y == label).nonzero().flatten().cpu()
+        if not len(rows):
+            raise InputError(f"few_labels: expected rows of each class 0..{classes - 1}; got none of class {label}")
         if len(rows) < each:
             raise InputError(f"few_labels: expected at least {each} rows of class {label} for n = {n}; got {len(rows)}")
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:each]])
