@@ -106,7 +106,7 @@ def test_unreadable_file(tmp_path):
 
 
 def test_names_and_unknown_name():
-    files = ["mnist", "mnist-444", "mnist-static", "omniglot", "omniglot-burda"]
+    files = ["mnist", "mnist-444", "mnist-static", "omniglot", "omniglot-burda", "svhn", "svhn-train"]
     assert data.names() == ["digits", "moons", "potential", *files]
     with raises("load: name must be one of digits, moons", "got 'cifar'"):
         data.load("cifar")
@@ -348,3 +348,5 @@ def test_real_omniglot(data_dir):
     check(omniglot.train, 1623 * 15, 784, False, 50)
     check(omniglot.test, 1623 * 5, 784, False, 50)
     assert omniglot.train.x.mean() < 0.2  # ink high
+    few = data.few_labels(omniglot.train.y, 500, 0, 50)
+    assert omniglot.train.y[few].bincount().tolist() == [10] * 50  # the labels of CaGeM

@@ -1,6 +1,8 @@
 """Finding and opening data files; every failure is one InputError that names the file."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dgmfast.errors import InputError
+
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 def default_dir() -> Path | None:
@@ -36,6 +40,36 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: expected a readable file; got {error.strerror or error}") from error
+
+
+def read_unzipped(path: Path) -> bytes:
+    """The bytes of a file, decompressed where it is gzip. Raises InputError when it is missing, unreadable or damaged gzip."""
+    raw = read_bytes(path)
+    if not raw.startswith(GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: expected a whole gzip file; got {len(raw)} bytes that do not decompress ({error})") from error
+
+
+def read_mat(dataset: str, path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """The arrays `keys` of a MATLAB file. Raises InputError when scipy is missing, or the file is damaged or lacks a key."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise InputError(f"load({dataset!r}): reading {path} needs scipy; got {error}") from error
+    try:
+        mat: dict[str, np.ndarray] = loadmat(path, variable_names=keys)
+    except Exception as error:  # a damaged .mat makes scipy raise almost anything
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: expected a whole MATLAB file (version 7 or older); got {type(error).__name__}: {reason}"
+        ) from error
+    missing = [key for key in keys if key not in mat]
+    if missing:
+        raise InputError(f"{path}: expected the arrays {', '.join(keys)}; {', '.join(missing)} not found")
+    return mat
 
 
 def read_npz(path: Path, *keys: str) -> list[np.ndarray]:

@@ -1,19 +1,16 @@
 """The idx format of MNIST: 00 00, a type code, the number of dimensions, big-endian sizes, the elements in row-major order."""
 
-import gzip
 import hashlib
 import math
 import os
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from dgmfast.data._files import read_bytes
+from dgmfast.data._files import read_unzipped
 from dgmfast.errors import InputError
 
-GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 0x08
 MAX_DIMENSIONS = 32  # of a numpy array before numpy 2
 
@@ -25,7 +22,7 @@ def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
     """
     path = Path(path)
-    raw = _uncompressed(path)
+    raw = read_unzipped(path)
     shape = _shape(path, raw)
     header = 4 + 4 * len(shape)
     expected = header + math.prod(shape)
@@ -36,16 +33,6 @@ def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray
         if digest != md5:
             raise InputError(f"{path}: expected md5 {md5} of the uncompressed bytes; got {digest}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
-
-
-def _uncompressed(path: Path) -> bytes:
-    raw = read_bytes(path)
-    if not raw.startswith(GZIP_MAGIC):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path}: expected a whole gzip file; got {len(raw)} bytes that do not decompress ({error})") from error
 
 
 def _shape(path: Path, raw: bytes) -> tuple[int, ...]:

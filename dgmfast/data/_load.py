@@ -6,6 +6,7 @@ from dgmfast.data._dataset import Dataset
 from dgmfast.data._digits import load_digits
 from dgmfast.data._mnist import load_mnist, load_mnist_444, load_mnist_static
 from dgmfast.data._omniglot import load_omniglot, load_omniglot_burda
+from dgmfast.data._svhn import load_svhn, load_svhn_train
 from dgmfast.data._toys import load_moons, load_potential
 from dgmfast.errors import InputError
 
@@ -18,6 +19,8 @@ READERS = {
     "mnist-static": load_mnist_static,
     "omniglot": load_omniglot,
     "omniglot-burda": load_omniglot_burda,
+    "svhn": load_svhn,
+    "svhn-train": load_svhn_train,
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgmfast.data._dataset import Dataset, Split
-from dgmfast.data._files import grey_rows, label_rows, locate, read_npz
+from dgmfast.data._files import grey_rows, label_rows, locate, read_mat, read_npz
 from dgmfast.errors import InputError
 
 FOLDER = "omniglot"
@@ -63,30 +63,13 @@ def load_omniglot_burda(data_dir: str | os.PathLike[str] | None) -> Dataset:
     so that x.view(-1, 28, 28) stands upright. Source: Burda, Grosse and Salakhutdinov (2016), github.com/yburda/iwae.
     """
     path = locate("omniglot-burda", data_dir, FOLDER, CHARDATA)
-    mat = _read_mat(path, "data", "target", "testdata", "testtarget")
+    mat = read_mat("omniglot-burda", path, "data", "target", "testdata", "testtarget")
     splits = []
     for images, one_hot in (("data", "target"), ("testdata", "testtarget")):
         x = _upright(path, images, mat[images])
         splits.append(Split(x, _from_one_hot(path, one_hot, mat[one_hot], len(x))))
     train, test = splits
     return Dataset("omniglot-burda", train, None, test, image_shape=(1, SIDE, SIDE), kind="grey", classes=ALPHABETS, note="")
-
-
-def _read_mat(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise InputError(f"load('omniglot-burda'): reading {path} needs scipy; got {error}") from error
-    try:
-        mat: dict[str, np.ndarray] = loadmat(path, variable_names=keys)
-    except Exception as error:  # a damaged .mat makes scipy raise almost anything
-        raise InputError(
-            f"{path}: expected a whole MATLAB file (version 7 or older); got {type(error).__name__}: {error}"
-        ) from error
-    missing = [key for key in keys if key not in mat]
-    if missing:
-        raise InputError(f"{path}: expected the arrays {', '.join(keys)}; {', '.join(missing)} not found")
-    return mat
 
 
 def _upright(path: Path, key: str, columns: np.ndarray) -> Tensor:
