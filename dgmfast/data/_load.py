@@ -5,6 +5,7 @@ import os
 from dgmfast.data._dataset import Dataset
 from dgmfast.data._digits import load_digits
 from dgmfast.data._mnist import load_mnist, load_mnist_444, load_mnist_static
+from dgmfast.data._norb import load_norb, load_norb_single
 from dgmfast.data._omniglot import load_omniglot, load_omniglot_burda
 from dgmfast.data._svhn import load_svhn, load_svhn_train
 from dgmfast.data._toys import load_moons, load_potential
@@ -21,6 +22,8 @@ READERS = {
     "omniglot-burda": load_omniglot_burda,
     "svhn": load_svhn,
     "svhn-train": load_svhn_train,
+    "norb": load_norb,
+    "norb-single": load_norb_single,
 }
 
 
