@@ -35,6 +35,14 @@ TORCH_LIBRARY(dgmfast, m) {
   m.def("importance_bound_backward(Tensor grad, Tensor log_w, Tensor bound, int dim) -> (Tensor)");
 
   m.def("importance_state(Tensor log_w, Tensor? state=None) -> Tensor");
+
+  m.def("marginalize_labels(Tensor logits, Tensor values) -> Tensor");
+  m.def("marginalize_labels_backward(Tensor grad, Tensor logits, Tensor values, bool[2] wanted) -> (Tensor, Tensor)");
+
+  m.def("label_linear(Tensor x, Tensor weight, Tensor label_weight, Tensor? bias=None, str? activation=None) -> Tensor");
+  m.def(
+      "label_linear_backward(Tensor grad, Tensor out, Tensor x, Tensor weight, Tensor label_weight, Tensor? bias,"
+      " str? activation, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -51,6 +59,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("bernoulli_log_prob", &dgmfast::bernoulli_log_prob, py::arg("logits"), py::arg("x"), no_gil);
   m.def("importance_bound", &dgmfast::importance_bound, py::arg("log_w"), py::arg("dim") = -1, no_gil);
   m.def("importance_state", &dgmfast::importance_state, py::arg("log_w"), py::arg("state") = py::none(), no_gil);
+  m.def("marginalize_labels", &dgmfast::marginalize_labels, py::arg("logits"), py::arg("values"), no_gil);
+  m.def("label_linear", &dgmfast::label_linear, py::arg("x"), py::arg("weight"), py::arg("label_weight"),
+        py::arg("bias") = py::none(), py::arg("activation") = py::none(), no_gil);
 
   m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });

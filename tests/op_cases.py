@@ -56,7 +56,14 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 # the tensor arguments in the schema's order, for the ops that may leave some out
-SLOTS = {"gaussian_kl": ["mean_q", "log_var_q", "mean_p", "log_var_p"], "gaussian_log_prob": ["x", "mean", "log_var"]}
+SLOTS = {
+    "gaussian_kl": ["mean_q", "log_var_q", "mean_p", "log_var_p"],
+    "gaussian_log_prob": ["x", "mean", "log_var"],
+    "label_linear": ["x", "weight", "label_weight", "bias"],
+}
+
+# the shapes of the arguments that are not [..., D]: "..." the leading dimensions, D the case's dim, a digit itself
+SHAPES = {"label_linear": {"x": "...3", "weight": "D3", "label_weight": "D7", "bias": "...D"}}
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,16 @@ class Case:
     def floating(self) -> list[str]:
         return [name for name, kind in self.kinds.items() if kind not in ("byte", "bool")]
 
+    def has_leading(self, name: str) -> bool:
+        """Whether an argument has leading dimensions, which broadcast."""
+        return SHAPES.get(self.op, {}).get(name, "...D").startswith("...")
+
+    def shape(self, name: str, leading: Sequence[int], dim: int) -> tuple[int, ...]:
+        """The shape of an argument."""
+        letters = SHAPES.get(self.op, {}).get(name, "...D")
+        own = tuple(dim if letter == "D" else int(letter) for letter in letters.removeprefix("..."))
+        return (*leading, *own) if self.has_leading(name) else own
+
     def call(self, **tensors: Tensor) -> tuple[Tensor, ...]:
         return as_tuple(getattr(ops, self.op)(**tensors, **self.kwargs))
 
@@ -96,12 +113,13 @@ class Case:
         seed: int = 0,
         shapes: Sequence[Sequence[int]] | None = None,
     ) -> Tensors:
-        """Random arguments of shape [*leading, dim], or each of its own shape."""
+        """Random arguments of shape [*leading, dim], or each of its own [..., dim]."""
         generator = torch.Generator().manual_seed(seed)
         usual = (*(self.leading if leading is None else leading), dim)
         drawn = {}
         for i, (name, kind) in enumerate(self.kinds.items()):
-            value = DRAWS[kind](usual if shapes is None else tuple(shapes[i]), generator)
+            *own_leading, own_dim = usual if shapes is None else shapes[i]
+            value = DRAWS[kind](self.shape(name, own_leading, own_dim), generator)
             drawn[name] = value.to(device, dtype if value.is_floating_point() else None)
         return drawn
 
@@ -115,11 +133,22 @@ class Case:
         slots = SLOTS.get(self.op, self.names)
         return (*(tensors.get(name) for name in slots), *self.kwargs.values())
 
+    def backward_positional(self, tensors: Tensors, outputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[object, ...]:
+        """What follows the gradients of the outputs in the schema of torch.ops.dgmfast.<op>_backward."""
+        arguments = self.positional(tensors)
+        if self.op == "importance_bound":
+            return (arguments[0], outputs[0], self.kwargs.get("dim", -1))
+        if self.op == "label_linear":
+            return (outputs[0], *arguments[:4], self.kwargs.get("activation"), list(wanted))
+        return (*arguments, list(wanted))
+
 
 KL = {"mean_q": "mean", "log_var_q": "log_var", "mean_p": "mean", "log_var_p": "log_var"}
 LOG_PROB = {"x": "mean", "mean": "mean", "log_var": "log_var"}
 SAMPLE = {"mean": "mean", "log_var": "log_var"}
 WEIGHTS = {"log_w": "log_w"}
+LAYER = {"x": "mean", "weight": "mean", "label_weight": "mean", "bias": "mean"}
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "softplus", "elu")
 KEY = {"seed": 0x1234_5678_9ABC, "stream": 3}
 
 
@@ -146,9 +175,14 @@ CASES = [
     Case("bound", "importance_bound", WEIGHTS),
     Case("bound_dim0", "importance_bound", WEIGHTS, {"dim": 0}, (3,), (1, 4)),
     Case("bound_dim1", "importance_bound", WEIGHTS, {"dim": 1}, (2, 3), (2, 4)),
+    Case("labels", "marginalize_labels", {"logits": "logits", "values": "mean"}),
+    Case("layer", "label_linear", _without(LAYER, "bias")),
+    *(Case(f"layer_{name}", "label_linear", LAYER, {"activation": name}) for name in ACTIVATIONS),
 ]
 # one case per op, with all its arguments
-FULL = [case for case in CASES if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "bound")]
+FULL = [
+    case for case in CASES if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "bound", "labels", "layer_tanh")
+]
 # the ops with several arguments [..., D], which broadcast
 BROADCASTING = [case for case in CASES if len(case.kinds) > 1]
 
@@ -175,6 +209,14 @@ def double(tensors: Tensors) -> Tensors:
     return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
+def assert_same_layout(case: Case, got: Tensors, expected: Tensors) -> None:
+    """Bit-equal, but where a library multiplies matrices, whose bits depend on their layout."""
+    if case.op != "label_linear":
+        return assert_same(got, expected)
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 def assert_same(got: Tensors, expected: Tensors) -> None:
     """Bit-equal, NaN where NaN."""
     assert got.keys() == expected.keys()
@@ -188,11 +230,14 @@ def assert_same(got: Tensors, expected: Tensors) -> None:
 FLOOR = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 
 
-def assert_within_tolerance(got: Tensors, own: Tensors, truth: Tensors, log_size: float = 0.0) -> None:
+def assert_within_tolerance(
+    got: Tensors, own: Tensors, truth: Tensors, log_size: float = 0.0, least_gradient: float = 0.0
+) -> None:
     """The rule: error against float64 ≤ 2 × the reference's own error in this dtype, plus a few roundings.
 
     A rounding is that of the largest value, and of 1 nat for outputs, which sum numbers near 1. Gradients that are the
-    exponential of a logarithm of size `log_size` carry the rounding of that logarithm.
+    exponential of a logarithm of size `log_size` carry the rounding of that logarithm; those that are recovered from an output
+    of size 1 carry the rounding of that, which a gradient of size `least_gradient` has.
     """
     assert got.keys() == truth.keys()
     for name, value in got.items():
@@ -204,7 +249,9 @@ def assert_within_tolerance(got: Tensors, own: Tensors, truth: Tensors, log_size
         own_error = (rounded.cpu().double() - exact).abs().max()
         size = exact.abs().max()
         roundings = (
-            FLOOR[value.dtype] * size.clamp(min=1.0) if name.startswith("output") else (FLOOR[value.dtype] + log_size) * size
+            FLOOR[value.dtype] * size.clamp(min=1.0)
+            if name.startswith("output")
+            else (FLOOR[value.dtype] + log_size) * size.clamp(min=least_gradient)
         )
         allowed = 2.0 * own_error + roundings * torch.finfo(value.dtype).eps
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (reference {own_error:.3g})"
@@ -216,4 +263,7 @@ def assert_matches_reference(case: Case, tensors: Tensors) -> None:
     weights = output_weights(outputs)
     truth = evaluate(case.reference, double(tensors), [w.double() for w in weights])
     log_size = float(outputs[0].abs().max()) if case.op == "importance_bound" and outputs[0].numel() else 0.0
-    assert_within_tolerance(evaluate(case.call, tensors, weights), evaluate(case.reference, tensors, weights), truth, log_size)
+    got, own = evaluate(case.call, tensors, weights), evaluate(case.reference, tensors, weights)
+    # tanh's derivative 1 − out², on its way multiplied with the arguments
+    sizes = [float(t.abs().max()) for t in tensors.values() if t.numel()] if case.op == "label_linear" else []
+    assert_within_tolerance(got, own, truth, log_size, least_gradient=max(sizes, default=0.0))

@@ -23,6 +23,7 @@ from op_cases import (
     Tensors,
     assert_matches_reference,
     assert_same,
+    assert_same_layout,
     double,
     evaluate,
     output_weights,
@@ -127,11 +128,11 @@ def test_layout_does_not_matter(case: Case, device: str) -> None:
             packed = {name: t.contiguous() for name, t in strided.items()}
             weights = output_weights([out.detach() for out in case.call(**packed)])
             expected = evaluate(case.call, packed, weights)
-            assert_same(evaluate(case.call, strided, weights), expected)
+            assert_same_layout(case, evaluate(case.call, strided, weights), expected)
             flipped = [w.movedim(0, -1).contiguous().movedim(-1, 0) if w.dim() else w for w in weights]
-            assert_same(evaluate(case.call, packed, flipped), expected)
+            assert_same_layout(case, evaluate(case.call, packed, flipped), expected)
     ones = [torch.ones((), device=device).expand(out.shape) for out in case.call(**tensors)]  # as .sum().backward() passes them
-    assert_same(evaluate(case.call, tensors, ones), evaluate(case.call, tensors))
+    assert_same_layout(case, evaluate(case.call, tensors, ones), evaluate(case.call, tensors))
 
 
 @every_broadcasting_case
@@ -164,9 +165,9 @@ def test_many_dimensions_of_size_1(case: Case, device: str) -> None:
 def test_threads_do_not_matter(case: Case, path_device: str, threads: None) -> None:
     leading = (400, *case.leading[1:])
     tensors = case.tensors(257, leading, device=path_device)
-    if len(tensors) > 1:
-        tensors["last"] = tensors.pop(last := case.names[-1])[:1]  # one broadcast argument, whose gradient sums over rows
-        tensors[last] = tensors.pop("last")
+    last = case.names[-1]
+    if len(tensors) > 1 and case.has_leading(last):
+        tensors[last] = tensors[last][:1]  # one broadcast argument, whose gradient sums over rows
     torch.set_num_threads(1)
     expected = evaluate(case.call, tensors)
     torch.set_num_threads(2)
@@ -191,7 +192,7 @@ NOT_FINITE = {
 }
 extreme_cases = pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c.id not in ("bernoulli_byte", "bernoulli_bool") and c.op != "importance_bound"],
+    [c for c in CASES if c.id not in ("bernoulli_byte", "bernoulli_bool") and c.op not in ("importance_bound", "label_linear")],
     ids=lambda c: c.id,
 )
 
@@ -263,12 +264,12 @@ def test_not_finite_values_propagate(case: Case, dim: int, path_dtype: tuple[str
 def test_nan_stays_in_its_row(case: Case, device: str) -> None:
     for spoilt in case.floating:
         tensors = case.tensors(70, (5, *case.leading[1:]), device=device)
-        clean = evaluate(case.call, tensors)
-        tensors[spoilt][2, ..., 33] = math.nan
+        clean, clean_reference = evaluate(case.call, tensors), evaluate(case.reference, tensors)
+        tensors[spoilt][2, ..., tensors[spoilt].shape[-1] // 2] = math.nan
         reference = evaluate(case.reference, tensors)
         for name, value in evaluate(case.call, tensors).items():
             assert torch.equal(value.isnan(), reference[name].isnan()), f"{spoilt}: {name}"
-            keep = ~value.isnan()
+            keep = reference[name] == clean_reference[name]  # torch's relu has a gradient at NaN, which is not that of the number
             assert torch.equal(value[keep], clean[name][keep]), f"{spoilt}: {name}"
 
 

@@ -120,12 +120,20 @@ struct BackwardAutograd<Op, Return(Args...)> {
   static Return call(Args... args) { return backward_without_graph<Op, Return, Args...>(args...); }
 };
 
-// Under autocast every floating argument but float64 becomes float32.
-inline Tensor to_float(const Tensor& t, at::DeviceType device) {
-  return t.is_floating_point() ? at::autocast::cached_cast(at::kFloat, t, device) : t;
+// Under autocast every floating argument but float64 becomes float32, or the op's `autocast_type(device)`.
+inline Tensor cast_floating(at::ScalarType type, const Tensor& t, at::DeviceType device) {
+  return t.is_floating_point() ? at::autocast::cached_cast(type, t, device) : t;
 }
-inline OptionalTensor to_float(const OptionalTensor& t, at::DeviceType device) {
-  return pointer(t) ? OptionalTensor(to_float(*t, device)) : std::nullopt;
+inline OptionalTensor cast_floating(at::ScalarType type, const OptionalTensor& t, at::DeviceType device) {
+  return pointer(t) ? OptionalTensor(cast_floating(type, *t, device)) : std::nullopt;
+}
+template <class Op>
+at::ScalarType autocast_type(at::DeviceType device) {
+  if constexpr (requires { Op::autocast_type(device); }) {
+    return Op::autocast_type(device);
+  } else {
+    return at::kFloat;
+  }
 }
 inline c10::DispatchKeySet autocast_keys() {
   return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
@@ -138,7 +146,7 @@ struct Autocast<Op, device, Return(Args...)> {
   template <class T>
   static decltype(auto) cast(const T& value) {
     if constexpr (std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>) {
-      return to_float(value, device);
+      return cast_floating(autocast_type<Op>(device), value, device);
     } else {
       return (value);
     }

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace dgmfast {
@@ -21,5 +22,8 @@ std::tuple<at::Tensor, at::Tensor> gaussian_merge(const at::Tensor& mean_q, cons
 at::Tensor bernoulli_log_prob(const at::Tensor& logits, const at::Tensor& x);
 at::Tensor importance_bound(const at::Tensor& log_w, int64_t dim);
 at::Tensor importance_state(const at::Tensor& log_w, const OptionalTensor& state);
+at::Tensor marginalize_labels(const at::Tensor& logits, const at::Tensor& values);
+at::Tensor label_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& label_weight, const OptionalTensor& bias,
+                        std::optional<std::string_view> activation);
 
 }  // namespace dgmfast

@@ -15,8 +15,6 @@ namespace {
 
 // Below this many numbers a thread costs more than it saves.
 constexpr int64_t kGrain = 16384;
-// A CUDA card wants about this many threads before the sum over broadcast rows is left to one thread per column.
-constexpr int64_t kCudaThreads = 1 << 17;
 
 std::string name_of(at::ScalarType type) {
   const auto [name, legacy] = c10::getDtypeNames(type);
@@ -69,6 +67,24 @@ void check_floating(const char* op, c10::ArrayRef<Arg> args) {
 }
 
 template <class Int>
+void join_leading(const char* op, const Arg& arg, Shape<Int>& shape) {
+  const auto size = sizes<Int>(*arg.tensor);
+  const size_t rank = size.size() - 1;
+  if (rank > shape.size()) shape.insert(shape.begin(), rank - shape.size(), Int(1));
+  for (size_t i = 0; i < rank; ++i) {
+    Int& out = shape[shape.size() - rank + i];
+    if (size[i] == out) continue;
+    TORCH_CHECK_VALUE(size[i] == 1 || out == 1, op, ": ", arg.name,
+                      " must broadcast over its leading dimensions with those of the arguments before it, ",
+                      text(c10::ArrayRef<Int>(shape)), "; got ", text(size));
+    if (out == 1) out = size[i];
+  }
+}
+
+template void join_leading(const char*, const Arg&, Shape<int64_t>&);
+template void join_leading(const char*, const Arg&, Shape<c10::SymInt>&);
+
+template <class Int>
 Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args) {
   Shape<Int> shape;
   for (const Arg& arg : args) {
@@ -78,16 +94,7 @@ Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args) {
     const auto expected = sizes<Int>(*args[0].tensor);
     TORCH_CHECK_VALUE(size.back() == expected.back(), op, ": ", arg.name, " must have the last dimension of ", args[0].name, ", ",
                       text(expected), "; got ", text(size));
-    const size_t rank = size.size() - 1;
-    if (rank > shape.size()) shape.insert(shape.begin(), rank - shape.size(), Int(1));
-    for (size_t i = 0; i < rank; ++i) {
-      Int& out = shape[shape.size() - rank + i];
-      if (size[i] == out) continue;
-      TORCH_CHECK_VALUE(size[i] == 1 || out == 1, op, ": ", arg.name,
-                        " must broadcast over its leading dimensions with those of the arguments before it, ",
-                        text(c10::ArrayRef<Int>(shape)), "; got ", text(size));
-      if (out == 1) out = size[i];
-    }
+    join_leading(op, arg, shape);
   }
   return shape;
 }

@@ -20,6 +20,9 @@ using OptionalTensor = std::optional<at::Tensor>;
 template <class Int>
 using Shape = c10::SmallVector<Int, 6>;
 
+// A CUDA card wants about this many threads before a sum over many rows is left to one thread per column.
+constexpr int64_t kCudaThreads = 1 << 17;
+
 // One tensor argument by the name users know; `tensor` is null where an optional argument was left out.
 struct Arg {
   const char* name;
@@ -44,7 +47,11 @@ DType dtype_of(const Tensor& t);
 void check_floating(const char* op, c10::ArrayRef<Arg> args);
 void check_same_device(const char* op, const Arg& expected, const Arg& got);
 
-// The broadcast shape of the leading dimensions of arguments [..., D] that share D. Int is SymInt under Meta.
+// Broadcasts the leading dimensions of an argument [..., D] with `shape`, in place. Int is SymInt under Meta.
+template <class Int>
+void join_leading(const char* op, const Arg& arg, Shape<Int>& shape);
+
+// The broadcast shape of the leading dimensions of arguments [..., D] that share D.
 template <class Int>
 Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args);
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from dgmfast import reference
+from dgmfast import _C
+from dgmfast.ops._call import is_compiling, not_a_tensor
 
 
 def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
@@ -20,12 +22,16 @@ def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
         A label that is impossible (q_y = 0, also by a logit of −∞) adds nothing, if its value is finite.
 
     Raises:
-        ValueError: shapes do not fit, no label, or tensors on two devices.
-        TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
 
     Source: the bound of unlabelled data, thesis eq. 4.20.
     """
-    return reference.marginalize_labels(logits, values)
+    if is_compiling():
+        return torch.ops.dgmfast.marginalize_labels(logits, values)
+    try:
+        return _C.marginalize_labels(logits, values)
+    except TypeError as error:
+        raise not_a_tensor("marginalize_labels", error, logits=logits, values=values) from None
 
 
 def label_linear(
@@ -51,4 +57,12 @@ def label_linear(
 
     Source: the networks of thesis eqs 4.17–4.20 on [x, y]; W [x; onehot(y)] = W_x x + W_y[:, y].
     """
-    return reference.label_linear(x, weight, label_weight, bias, activation)
+    if is_compiling():
+        return torch.ops.dgmfast.label_linear(x, weight, label_weight, bias, activation)
+    try:
+        return _C.label_linear(x, weight, label_weight, bias, activation)
+    except TypeError as error:
+        if not (activation is None or isinstance(activation, str)):
+            raise TypeError(f"label_linear: activation must be None or a string; got {type(activation).__name__}") from None
+        given = {} if bias is None else {"bias": bias}
+        raise not_a_tensor("label_linear", error, x=x, weight=weight, label_weight=label_weight, **given) from None

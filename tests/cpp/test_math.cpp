@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "math/activation.h"
 #include "math/bernoulli.h"
+#include "math/categorical.h"
 #include "math/gaussian.h"
 
 using namespace dgmfast;
@@ -90,6 +92,62 @@ void exp_accuracy(const char* what) {
     if (x <= T(1e-3)) nonpositive.push_back(x);  // the rounding of a difference may leave it just above 0
   }
   sweep(what, 1.5, nonpositive, [](T x) { return exp_nonpositive(x); }, [](auto x) { return std::exp(x); });
+}
+
+template <class T>
+void expm1_accuracy(const char* what) {
+  std::vector<T> x = linear(T(-60), T(0), kCount);
+  for (const T tiny : geometric(std::numeric_limits<T>::min() * 4, T(60), kCount)) x.push_back(-tiny);
+  sweep(what, 2.0, x, [](T v) { return expm1_nonpositive(v); }, [](auto v) { return std::expm1(v); });
+}
+
+// Values against their definitions, and derivatives of the exact outputs against the exact derivatives.
+template <class T>
+void activation_accuracy(const char* tanh_name, const char* softplus_name, const char* elu_name, const char* slope_name) {
+  std::vector<T> x = linear(T(-30), T(30), kCount);
+  for (const T sign : {T(-1), T(1)}) {
+    for (const T tiny : geometric(T(1e-30), T(1), 100003)) x.push_back(sign * tiny);
+  }
+  sweep(tanh_name, 4.0, x, [](T v) { return Tanh::value(v); }, [](auto v) { return std::tanh(v); });
+  sweep(
+      softplus_name, 4.0, x, [](T v) { return Softplus::value(v); },
+      [](auto v) { return v > 20 ? v : (v > 0 ? v + std::log1p(std::exp(-v)) : std::log1p(std::exp(v))); });
+  sweep(elu_name, 2.0, x, [](T v) { return Elu::value(v); }, [](auto v) { return v > 0 ? v : std::expm1(v); });
+  sweep(
+      slope_name, 3.0, geometric(T(1e-30), T(30), kCount), [](T out) { return Softplus::gradient(T(1), out); },
+      [](auto out) { return out > 20 ? decltype(out)(1) : -std::expm1(-out); });
+}
+
+template <class T>
+void activation_limits() {
+  const T inf = infinity<T>(), nan = std::numeric_limits<T>::quiet_NaN();
+  const auto at = [](auto f, T x) { return vectorised(std::vector<T>(17, x), f)[16]; };
+  const auto check = [&](auto f, T low, T high) {
+    const auto value = [](T v) { return decltype(f)::value(v); };
+    CHECK(at(value, -inf) == low && at(value, inf) == high && at(value, T(0)) == decltype(f)::value(T(0)));
+    CHECK(std::isnan(at(value, nan)) && std::isnan(decltype(f)::value(nan)));
+  };
+  check(Identity(), -inf, inf), check(Relu(), T(0), inf), check(LeakyRelu(), -inf, inf);
+  check(Tanh(), T(-1), T(1)), check(Softplus(), T(0), inf), check(Elu(), T(-1), inf);
+  CHECK(at([](T v) { return expm1_nonpositive(v); }, -inf) == T(-1) && std::isnan(expm1_nonpositive(nan)));
+  CHECK(Relu::gradient(T(3), T(0)) == T(0) && Relu::gradient(inf, T(0)) == T(0) && Relu::gradient(T(3), T(2)) == T(3));
+  CHECK(LeakyRelu::gradient(T(3), T(-1)) == T(3) * T(0.1) && LeakyRelu::gradient(T(3), T(1)) == T(3));
+  CHECK(Tanh::gradient(T(3), T(1)) == T(0) && Elu::gradient(T(3), T(-1)) == T(0) && Elu::gradient(T(3), T(0)) == T(3));
+  CHECK(Softplus::gradient(T(3), T(0)) == T(0) && Softplus::gradient(T(3), inf) == T(3) && Identity::gradient(T(3), nan) == T(3));
+}
+
+template <class T>
+void label_terms() {
+  const T inf = infinity<T>();
+  CHECK(label_term(T(0), -inf, T(5)) == T(0) && label_term(T(0), T(-1e4), T(5)) == T(0));
+  CHECK(std::isnan(label_term(T(0), -inf, inf)) && label_term(T(0.5), T(-1), T(3)) == T(2));
+  const LabelGradients<T> none = label_gradients(-inf, T(5), T(-3));
+  CHECK(none.logit == T(0) && none.value == T(0));
+  for (const T log_q : linear(T(-60), T(0), 1001)) {
+    const LabelGradients<T> g = label_gradients(log_q, T(2), T(-1));
+    const long double q = std::exp(static_cast<long double>(log_q)), exact = q * (3.0L - log_q);
+    CHECK(ulps(g.value, q) <= 2 && std::fabs(g.logit - exact) <= 4 * std::numeric_limits<T>::epsilon() * std::fabs(exact));
+  }
 }
 
 template <class T>
@@ -223,6 +281,13 @@ void bernoulli_terms() {
 }  // namespace
 
 TEST(exp_is_accurate) { exp_accuracy<float>("exp<float>"), exp_accuracy<double>("exp<double>"); }
+TEST(expm1_is_accurate) { expm1_accuracy<float>("expm1<float>"), expm1_accuracy<double>("expm1<double>"); }
+TEST(activations_are_accurate) {
+  activation_accuracy<float>("tanh<float>", "softplus<float>", "elu<float>", "softplus slope<float>");
+  activation_accuracy<double>("tanh<double>", "softplus<double>", "elu<double>", "softplus slope<double>");
+}
+TEST(activations_at_their_limits) { activation_limits<float>(), activation_limits<double>(); }
+TEST(label_formulas) { label_terms<float>(), label_terms<double>(); }
 TEST(log_positive_is_accurate) { log_accuracy<float>("log_positive<float>"), log_accuracy<double>("log_positive<double>"); }
 TEST(log1p_unit_is_accurate) { log1p_accuracy<float>("log1p_unit<float>"), log1p_accuracy<double>("log1p_unit<double>"); }
 TEST(sigmoid_is_accurate) { sigmoid_accuracy<float>("sigmoid<float>"), sigmoid_accuracy<double>("sigmoid<double>"); }

@@ -70,6 +70,12 @@ __device__ __forceinline__ T sum_over_warp(T value) {
   return value;
 }
 
+template <class T>
+__device__ __forceinline__ T max_over_warp(T value) {  // NaN never wins
+  for (int lane = 16; lane > 0; lane /= 2) value = maximum(__shfl_xor_sync(0xFFFFFFFFu, value, lane), value);
+  return value;
+}
+
 // The sum over a block, valid in its first thread.
 template <class T>
 __device__ __forceinline__ T sum_over_block(T value) {
