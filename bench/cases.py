@@ -134,7 +134,11 @@ def contenders_of(op: Op, training: bool, context: Context) -> list[Contender]:
     rivals |= {f"eager, {name}": f for name, f in (op.by_hand if training else op.forward).items()}
     if op.distributions is not None:
         rivals["torch.distributions"] = op.distributions
+    if op.repeated is not None:
+        rivals["repeated batch"] = op.repeated
     if context.compile:
+        if op.repeated is not None:
+            rivals["compiled repeated batch"] = _compiled(op.repeated)
         rivals["compile"] = _compiled(op.compiled or op.plain)
         rivals["ours, compiled"] = _compiled(op.ours)
     make: Callable[[Function], Call] = (lambda f: training_call(f, op.gradients)) if training else forward_call
@@ -210,10 +214,12 @@ def op_cases(device: str, quick: bool = False) -> list[OpCase]:
         *(OpCase(op, shape) for op in (table.KL, table.LOG_PROB) for shape in (large, small)),
         *(OpCase(table.BERNOULLI, shape) for shape in (large, images)),
         OpCase(table.BOUND, (100, 5000)),
+        OpCase(table.label_linear_op(500, 10), images),
         *(OpCase(op, shape) for op in (table.KL_TO_STANDARD, table.STANDARD_LOG_PROB) for shape in (large, small)),
         *(OpCase(table.sample_op(k), shape) for shape, k in (((100, 64), 1), ((100, 50), 50), ((1, 50), 5000))),
         *(OpCase(table.MERGE, shape) for shape in (large, small)),
         OpCase(table.STATE, (100, 5000)),
+        *(OpCase(table.LABELS, shape) for shape in ((100, 10), (10000, 10))),
     ]
     if device != "cpu" and not quick:
         wide = (100000, 784)

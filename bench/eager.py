@@ -276,6 +276,65 @@ def importance_state_double(log_w: Tensor) -> Tensor:
     return importance_state(log_w.double())
 
 
+def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
+    log_q = F.log_softmax(logits, -1)
+    return (log_q.exp() * (values - log_q)).sum(-1)
+
+
+def marginalize_labels_forward(logits: Tensor, values: Tensor) -> Tensor:
+    log_q = F.log_softmax(logits, -1)
+    return torch.linalg.vecdot(log_q.exp(), torch.sub(values, log_q, out=log_q))
+
+
+class MarginalizeLabels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, values: Tensor) -> Tensor:
+        log_q = F.log_softmax(logits, -1)
+        q = log_q.exp()
+        rest = torch.sub(values, log_q, out=log_q)
+        bound = torch.linalg.vecdot(q, rest)
+        ctx.save_for_backward(q, rest, bound)
+        return bound
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        q, rest, bound = ctx.saved_tensors
+        d_values = q * grads[0].unsqueeze(-1)
+        return (rest - bound.unsqueeze(-1)).mul_(d_values), d_values
+
+
+def label_linear(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
+    """tanh of the layer for every label, [B, I] -> [B, Y, H]: one product of x for all of them."""
+    return torch.tanh(F.linear(x, weight, bias).unsqueeze(1) + label_weight.t())
+
+
+def label_linear_forward(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
+    return (F.linear(x, weight, bias).unsqueeze(1) + label_weight.t()).tanh_()
+
+
+class LabelLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
+        out = label_linear_forward(x, weight, label_weight, bias)
+        ctx.save_for_backward(x, weight, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, weight, out = ctx.saved_tensors
+        delta = torch.ops.aten.tanh_backward(grads[0], out)
+        shared = delta.sum(1)
+        return shared @ weight, shared.t() @ x, delta.sum(0).t(), shared.sum(0)
+
+
+def label_linear_repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
+    """The same as most implementations have it: the batch is repeated for every label, with its one-hot code joined on."""
+    labels = label_weight.shape[1]
+    onehot = torch.eye(labels, dtype=x.dtype, device=x.device).repeat(len(x), 1)
+    xy = torch.cat([x.repeat_interleave(labels, 0), onehot], 1)
+    return torch.tanh(F.linear(xy, torch.cat([weight, label_weight], 1), bias)).view(len(x), labels, -1)
+
+
 def vae_log_weights(
     model: VAE, x: Tensor, mean: Tensor, log_var: Tensor, eps: Tensor, log_px: LogProb = bernoulli_log_prob_forward
 ) -> Tensor:

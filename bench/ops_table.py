@@ -23,6 +23,7 @@ class Op:
 
     plain: the differentiable form for autograd and torch.compile. compiled: another form, where the compiler prefers it.
     forward, by_hand: further eager forms of the forward pass alone, and with a backward pass by hand.
+    repeated: the form that repeats the batch for every label.
     gradients: how many of the inputs, from the first, are differentiated; 0 for a statistic.
     """
 
@@ -35,6 +36,7 @@ class Op:
     forward: Mapping[str, Function] = field(default_factory=dict)
     by_hand: Mapping[str, Function] = field(default_factory=dict)
     distributions: Function | None = None
+    repeated: Function | None = None
     gradients: int = 0
     variant: str = ""
 
@@ -145,6 +147,44 @@ STATE = Op(
     reference.importance_state,
     forward={"float64": eager.importance_state_double},
 )
+
+
+def _labels(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    return _normal(shape, generator, 3.0), _normal(shape, generator, 3.0) - 90.0
+
+
+LABELS = Op(
+    "marginalize_labels",
+    _labels,
+    ops.marginalize_labels,
+    eager.marginalize_labels,
+    reference.marginalize_labels,
+    forward={"in place": eager.marginalize_labels_forward},
+    by_hand={"by hand": eager.MarginalizeLabels.apply},
+    gradients=2,
+)
+
+
+def label_linear_op(hidden: int, labels: int) -> Op:
+    """The first layer on (x, y) of a model, for every label."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+        sizes = (shape, (hidden, shape[-1]), (hidden, labels), (hidden,))
+        scales = (1.0, shape[-1] ** -0.5, 0.5, 0.5)
+        return tuple(_normal(size, generator, scale) for size, scale in zip(sizes, scales, strict=True))
+
+    return Op(
+        "label_linear",
+        draw,
+        partial(ops.label_linear, activation="tanh"),
+        eager.label_linear,
+        partial(reference.label_linear, activation="tanh"),
+        forward={"in place": eager.label_linear_forward},
+        by_hand={"by hand": eager.LabelLinear.apply},
+        repeated=eager.label_linear_repeated,
+        gradients=4,
+        variant=f"to {hidden}, {labels} classes",
+    )
 
 
 def sample_op(k: int) -> Op:

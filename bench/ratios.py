@@ -16,9 +16,11 @@ CASES = (
     "gaussian_sample",
     "gaussian_merge",
     "importance_state",
+    "marginalize_labels",
+    "label_linear",
     "L_5000",
 )
-RIVALS = ("eager", "compile", "torch.distributions", "pythae", "Pyro")
+RIVALS = ("eager", "compile", "torch.distributions", "repeated batch", "compiled repeated batch", "pythae", "Pyro")
 
 
 @dataclass(frozen=True)

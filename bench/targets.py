@@ -38,6 +38,9 @@ CPU: dict[tuple[str, str], dict[str, Target]] = {
     ("bernoulli_log_prob", "100x784"): _BERNOULLI,
     ("bernoulli_log_prob", "10000x784"): _BERNOULLI,
     ("importance_bound", "100x5000"): _both((3, 2), (3, 2)),
+    ("label_linear", "100x784 to 500, 10 classes"): {
+        TRAINING: Target({"eager": 1.2, "repeated batch": 7, "compiled repeated batch": 5})
+    },
     ("L_5000", "784-200-200-50"): {FORWARD: Target({"eager": 1.6, "compile": 1.5, "pythae": 4, "Pyro": 3})},
 }
 
