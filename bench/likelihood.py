@@ -20,6 +20,7 @@ from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, 
 from bench.store import Row
 from dgmfast import evaluate, reference
 from dgmfast.models import VAE
+from dgmfast.nn import BernoulliOutput
 
 LABEL = "784-200-200-50"
 CHUNKS = {"cpu": (125, 250, 500, 1000), "cuda": (20000, 100000, 400000)}
@@ -147,6 +148,7 @@ def float64_bound(model: VAE, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     bounds, errors = [], []
     for i, (row, mean, log_var) in enumerate(zip(x, encoding["mean"], encoding["log_var"], strict=True)):
         z, log_q = reference.gaussian_sample(mean[None], log_var[None], k, seed=0, first_row=i)
+        assert isinstance(exact.output, BernoulliOutput)
         logits = exact.output.logits(exact.decoder(z))
         log_w = reference.bernoulli_log_prob(logits, row) + reference.gaussian_log_prob(z) - log_q
         _, total, squares, _, _ = reference.importance_state(log_w)[0].unbind()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgmfast.models import VAE
+from dgmfast.nn import BernoulliOutput
 
 # (model, x [N, D], k, samples at a time) -> log p(x) [N]
 Peer = Callable[[Tensor, int, int], Tensor]
@@ -63,6 +64,7 @@ def pyro(model: VAE) -> Peer:
     def joint(x: Tensor) -> None:
         with library.plate("data", len(x), dim=-1):
             z = library.sample("z", dist.Normal(zeros, ones).to_event(1))
+            assert isinstance(model.output, BernoulliOutput)
             logits = model.output.logits(model.decoder(z))
             library.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def activate(name: str, x: Tensor) -> Tensor:
+    """The activation called `name` at x."""
+    return ACTIVATIONS[name]()(x)  # type: ignore[no-any-return]
+
+
 def choose(argument: str, value: str, table: dict[str, Callable]) -> Callable:
     """table[value], or an InputError that lists what there is."""
     if not isinstance(value, str) or value not in table:
@@ -33,6 +41,20 @@ class RowBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(0, -2)).view(x.shape)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation of `module` takes the statistics of each batch, as it does in training, and does not collect them."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 class MLP(nn.Sequential):
@@ -50,6 +72,79 @@ class MLP(nn.Sequential):
         self.n_out = n_in
 
 
+def glorot(module: nn.Module) -> None:
+    """Draw all weights from Glorot and Bengio's (2010) uniform distribution, and set the biases to zero (App. A §4)."""
+    for layer in module.modules():
+        if isinstance(layer, ConditionalMLP):
+            layer.start(nn.init.xavier_uniform_)
+        elif isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class ConditionalMLP(nn.Module):
+    """MLP(h, x, y), whose first layer is act(W h + V x + U onehot(y) + b).
+
+    The part V x + b is `context(x)`, [..., H], computed once per x; the label enters as `labels` says (models.labels), so that
+    nothing that does not depend on it is computed once per class.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        activation: str = "relu",
+        batch_norm: bool = False,
+        *,
+        n_context: int = 0,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        if not hidden:
+            raise InputError("hidden must name at least one layer here; got none")
+        width = hidden[0]
+        choose("activation", activation, ACTIVATIONS)
+        parts = [torch.empty(width, n) for n in (n_in, n_context, num_classes)]
+        self.weight = nn.Parameter(parts[0])
+        self.context_weight, self.label_weight = (nn.Parameter(w) if w.shape[1] else None for w in parts[1:])
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.start(lambda weight: nn.init.kaiming_uniform_(weight, math.sqrt(5)))  # as nn.Linear
+        self.norm = RowBatchNorm(width) if batch_norm else None
+        self.activation = activation
+        self.rest = MLP(width, hidden[1:], activation, batch_norm)
+        self.n_out = self.rest.n_out
+
+    @torch.no_grad()
+    def start(self, init: Callable[[Tensor], Any]) -> None:
+        """Draw [W, V, U] by `init` as the one layer that they are, and set b to zero."""
+        parts = [w for w in (self.weight, self.context_weight, self.label_weight) if w is not None]
+        joint = torch.cat(list(parts), 1)
+        init(joint)
+        for part, drawn in zip(parts, joint.split([w.shape[1] for w in parts], 1), strict=True):
+            part.copy_(drawn)
+        self.bias.zero_()
+
+    def context(self, x: Tensor) -> Tensor:
+        """V x + b: [B, n_context] -> [B, 1, H], for all samples of a row; or [B, k, n_context] -> [B, k, H]."""
+        assert self.context_weight is not None
+        return F.linear(x if x.dim() == 3 else x.unsqueeze(1), self.context_weight, self.bias)
+
+    def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> Tensor:
+        """h [..., n_in], with a `context` where the layer has one -> [..., n_out], labelled where `labels` are given."""
+        bias = self.bias if context is None else context
+        first = "identity" if self.norm is not None else self.activation
+        if labels is None:
+            h = activate(first, F.linear(h, self.weight) + bias)
+        else:
+            if labels.joins_rows and self.norm is not None and self.training:
+                raise InputError("a sparse label sum and batch normalisation in training exclude each other: take the exact sum")
+            h = labels.linear(h, self.weight, self.label_weight, bias, first)
+        if self.norm is not None:
+            h = activate(self.activation, self.norm(h))
+        return self.rest(h)
+
+
 def log_softplus(a: Tensor) -> Tensor:
     """log(softplus(a)), finite where softplus underflows: there it equals a."""
     # below −50, a − e^a/2 is a in float64 too, and e^−50 is far above float32's smallest number
@@ -63,18 +158,23 @@ LOG_VAR_HEADS: dict[str, Callable[[Tensor], Tensor]] = {"log_var": lambda a: a, 
 class GaussianHead(nn.Module):
     """[..., n_in] -> (mean, log_var), each [..., n_out].
 
-    `head` is "log_var" (a linear log-variance) or "softplus" (a softplus variance).
+    `head` is "log_var" (a linear log-variance) or "softplus" (a softplus variance). batch_norm: normalise both linear layers
+    (App. B §3: "batch normalization throughout all layers, including the μ and σ layers").
     """
 
-    def __init__(self, n_in: int, n_out: int, head: str = "log_var") -> None:
+    def __init__(self, n_in: int, n_out: int, head: str = "log_var", batch_norm: bool = False) -> None:
         super().__init__()
-        self.mean = nn.Linear(n_in, n_out)
-        self.spread = nn.Linear(n_in, n_out)
+        self.mean: nn.Module = _normed_linear(n_in, n_out, batch_norm)
+        self.spread = _normed_linear(n_in, n_out, batch_norm)
         self.head = head
         choose("head", head, LOG_VAR_HEADS)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(h), LOG_VAR_HEADS[self.head](self.spread(h))
+
+
+def _normed_linear(n_in: int, n_out: int, batch_norm: bool) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_in, n_out, bias=False), RowBatchNorm(n_out)) if batch_norm else nn.Linear(n_in, n_out)
 
 
 class GaussianMLP(nn.Module):
@@ -88,13 +188,66 @@ class GaussianMLP(nn.Module):
         activation: str = "tanh",
         batch_norm: bool = False,
         head: str = "log_var",
+        norm_head: bool = False,
     ) -> None:
         super().__init__()
         self.mlp = MLP(n_in, hidden, activation, batch_norm)
-        self.gaussian = GaussianHead(self.mlp.n_out, n_out, head)
+        self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         return self.gaussian(self.mlp(h))
+
+
+class ConditionalGaussian(nn.Module):
+    """N(mean, e^log_var) of a ConditionalMLP's output: the same arguments, and the head's size n_out."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        n_out: int,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        head: str = "log_var",
+        *,
+        n_context: int = 0,
+        num_classes: int = 0,
+        norm_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mlp = ConditionalMLP(n_in, hidden, activation, batch_norm, n_context=n_context, num_classes=num_classes)
+        self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
+
+    def context(self, x: Tensor) -> Tensor:
+        """As ConditionalMLP.context."""
+        return self.mlp.context(x)
+
+    def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.gaussian(self.mlp(h, labels, context))
+
+
+class ConditionalCategorical(nn.Module):
+    """log q(y | h, x), normalised, of a ConditionalMLP's output: [..., n_in] -> [..., Y]."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        num_classes: int,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        n_context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mlp = ConditionalMLP(n_in, hidden, activation, batch_norm, n_context=n_context)
+        self.logits = nn.Linear(self.mlp.n_out, num_classes)
+
+    def context(self, x: Tensor) -> Tensor:
+        """As ConditionalMLP.context."""
+        return self.mlp.context(x)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.log_softmax(self.logits(self.mlp(h, None, context)), -1)
 
 
 class BernoulliOutput(nn.Module):
@@ -129,11 +282,13 @@ class GaussianOutput(nn.Module):
         return ops.gaussian_log_prob(x, *self.gaussian(h))
 
     def mean(self, h: Tensor) -> Tensor:
-        return self.gaussian.mean(h)
+        return self.gaussian(h)[0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
-        self.gaussian.mean.bias.copy_(mean)
+        linear = self.gaussian.mean
+        assert isinstance(linear, nn.Linear)  # no output has batch normalisation
+        linear.bias.copy_(mean)
 
 
 OUTPUTS: dict[str, Callable[..., BernoulliOutput | GaussianOutput]] = {"bernoulli": BernoulliOutput, "gaussian": GaussianOutput}

@@ -6,13 +6,13 @@ A model is a joint p(x, latents[, y]) with an inference model q(latents[, y] | x
 - `draw(encoding, x, k, noise, y)` draws k joint samples of the latents for each row and returns the `Terms` of the bounds.
 
 Everything else (importance weights, ELBO, streaming log-likelihood, training) is written once, on those two.
-Latents may form a hierarchy (each draws from its own noise stream), an observed label y enters both calls, and a label
-that is summed over is a third dimension of the terms (see `Terms`). Encoders see x flat, [B, D], and reshape it.
+Latents may form a hierarchy (each draws from its own noise stream). A label is observed (y is a tensor), or summed over as a
+`LabelSum` says (y is one, or None for the exact sum). Encoders see x flat, [B, D], and reshape it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,75 +20,96 @@ from torch import Tensor, nn
 
 from dgmfast import ops
 from dgmfast.errors import InputError
+from dgmfast.models.labels import Gaussian, Labels, LabelSum, Observed, SampledLabel
+from dgmfast.models.noise import Noise
+from dgmfast.nn import BernoulliOutput, GaussianOutput
 
 Encoding = Mapping[str, Tensor]  # each [B, ...]
+Label = Tensor | LabelSum | None
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Where the noise of a draw comes from: row i, sample j, stream s always give the same numbers under one seed.
+@dataclass
+class Latent:
+    """One latent of a draw: its sample z [B, k, D] with log q(z|·) [B, k], and the Gaussians q and p that it has there.
 
-    seed: an int, or a 0-dim int64 tensor on the model's device. first_row, first_sample: the coordinates of the first draw.
+    p: None for N(0, I). exact: whether KL(q ‖ p) is this latent's term of the bound, because under q the parents of p do not
+    depend on z (MODELS.md §1). Where a label is summed over, all may be labelled (see `labels`).
     """
 
-    seed: int | Tensor
-    first_row: int = 0
-    first_sample: int = 0
+    z: Tensor
+    log_q: Tensor
+    q: Gaussian
+    p: Gaussian | None = None
+    exact: bool = False
 
-    def gaussian(self, mean: Tensor, log_var: Tensor, k: int, stream: int) -> tuple[Tensor, Tensor]:
-        """z ~ N(mean, e^log_var) and log q(z): k draws of each row of [B, D], or one (k = 1) of each of [B, K, D]."""
-        return ops.gaussian_sample(
-            mean, log_var, k, seed=self.seed, stream=stream, first_row=self.first_row, first_sample=self.first_sample
-        )
+    def log_p(self) -> Tensor:
+        """log p(z | parents), in nats."""
+        return ops.gaussian_log_prob(self.z, *(self.p or ()))
+
+    def kl(self, analytic: bool = True) -> Tensor:
+        """KL(q ‖ p) where exact and asked for, else the sample's log q − log p, maybe negative."""
+        return ops.gaussian_kl(*self.q, *(self.p or ())) if self.exact and analytic else self.log_q - self.log_p()
+
+    def kl_units(self) -> Tensor:
+        """The same for each unit, [..., D]."""
+        z, q = self.z.unsqueeze(-1), tuple(t.unsqueeze(-1) for t in self.q)
+        p = tuple(t.unsqueeze(-1) for t in self.p or ())
+        return ops.gaussian_kl(*q, *p) if self.exact else ops.gaussian_log_prob(z, *q) - ops.gaussian_log_prob(z, *p)
 
 
 @dataclass
 class Terms:
-    """The terms of the bounds for k joint draws of the latents, in nats, each [B, k].
+    """The terms of the bounds for k joint draws of the latents, in nats.
 
-    log_p and log_q hold one entry per latent, log p(latent | parents) and log q(latent | parents, x). kl holds the analytic
-    KL(q ‖ p) of those latents whose conditional KL is exact: under q, the parents of their prior do not depend on them.
-    An observed label has an entry "y" in log_p alone. A label that is summed over has one there too, and log_qy, the normalised
-    log q(y | latents, x) [B, k, Y]; all terms then are [B, k, Y], or [B, k, 1] where they do not depend on y.
+    decoded: what the output distribution p(x|·) takes. log_px: log p(x | latents), [B, k], labelled where a label is summed over.
+    labels, log_py: the model's label, if it has one, and log p(y|·) of what it is. cross_entropy: −log of the classifiers'
+    probabilities of an observed label, [B, k].
     """
 
+    decoded: Tensor
     log_px: Tensor
-    log_p: dict[str, Tensor] = field(default_factory=dict)
-    log_q: dict[str, Tensor] = field(default_factory=dict)
-    kl: dict[str, Tensor] = field(default_factory=dict)
-    log_qy: Tensor | None = None
+    latents: dict[str, Latent] = field(default_factory=dict)
+    labels: Labels | None = None
+    log_py: Tensor | None = None
+    cross_entropy: dict[str, Tensor] = field(default_factory=dict)
 
     def log_weights(self, beta: float = 1.0) -> Tensor:
         """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k] (eq. 3.31; β: eq. 5.5).
 
         Over a label, log Σ_y q(y|·) w_y^β, which needs no sample of it: at β = 1, q(y|·) cancels.
         """
-        prior = sum(self.log_p.values()) - sum(self.log_q.values())
+        prior = sum(self._term(latent.log_p()) - self._term(latent.log_q) for latent in self.latents.values())
         log_w = self.log_px + (prior if beta == 1.0 else beta * prior)
-        if self.log_qy is None:
-            return log_w
-        return torch.logsumexp(log_w if beta == 1.0 else log_w + (1.0 - beta) * self.log_qy, -1)
+        return log_w if self.labels is None or self.log_py is None else self.labels.log_weights(log_w, self.log_py, beta)
+
+    def bound(self, beta: float = 1.0, analytic: bool = True) -> Tensor:
+        """log p(x|latents) − β Σ KL, [B, k]: the ELBO's sample, its mean over a label taken by the op (eqs 3.30, 4.7, 4.20)."""
+        kl = sum(self._term(latent.kl(analytic)) for latent in self.latents.values())
+        value = self.log_px - (kl if beta == 1.0 else beta * kl)
+        return value if self.labels is None or self.log_py is None else self.labels.bound(value, self.log_py, beta)
 
     def reconstruction(self) -> Tensor:
         """log p(x|latents), [B, k]; its mean under q(y|·) where a label is summed over."""
-        return self._over_labels(self.log_px)
+        return self._mean(self.log_px)
 
     def kl_terms(self, analytic: bool = True) -> dict[str, Tensor]:
-        """KL of each latent, [B, k]: analytic where exact and asked for, else the sample's log q − log p, maybe negative.
+        """KL of each latent, [B, k] or [B, 1]: analytic where exact and asked for.
 
         An observed label costs −log p(y|·); one that is summed over KL(q(y|·) ‖ p(y|·)) (eqs 4.7 and 4.9).
         """
-        log_q = self.log_q if self.log_qy is None else {**self.log_q, "y": self.log_qy}
-        terms = {}
-        for name, log_p in self.log_p.items():
-            if analytic and name in self.kl:
-                terms[name] = self._over_labels(self.kl[name])
-            else:
-                terms[name] = self._over_labels(log_q[name] - log_p if name in log_q else -log_p)
-        return terms
+        terms = {name: self._mean(latent.kl(analytic)) for name, latent in self.latents.items()}
+        return terms if self.labels is None or self.log_py is None else {**terms, "y": self.labels.kl(self.log_py)}
 
-    def _over_labels(self, term: Tensor) -> Tensor:
-        return term if self.log_qy is None else (self.log_qy.exp() * term).sum(-1)
+    def per_label(self) -> Tensor:
+        """L(x, y) of every label, [B, k, Y], where the label was summed over exactly (eq. 4.9)."""
+        kl = sum(self._term(latent.kl()) for latent in self.latents.values())
+        return self.log_px - kl + self.log_py  # type: ignore[operator]
+
+    def _term(self, t: Tensor) -> Tensor:
+        return t if self.labels is None else self.labels.term(t)
+
+    def _mean(self, t: Tensor) -> Tensor:
+        return t if self.labels is None else self.labels.mean(self.labels.term(t))
 
 
 @dataclass
@@ -101,7 +122,7 @@ class Elbo:
 
 
 class GenerativeModel(nn.Module):
-    """Base of all models; subclasses give `encode`, `draw`, `prior`, `posterior_mean`, `latent_means` and `start_at`.
+    """Base of all models; subclasses give `encode`, `draw` and `prior`, and an `output`, the distribution p(x|·).
 
     num_classes: Y, where the model has a label. `log_weights`, `elbo`, `sample` and `reconstruct` raise InputError for an x that
     is not [B, x_dim] of the parameters' dtype and device, and for a y that is not [B] int64 or that the model does not take.
@@ -109,12 +130,13 @@ class GenerativeModel(nn.Module):
 
     x_dim: int
     num_classes: int | None = None
+    output: BernoulliOutput | GaussianOutput
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Encoding:
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
         """All that depends on x [B, D] (and y [B]) alone, computed once."""
         raise _abstract(self, "encode")
 
-    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor | None = None) -> Terms:
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
         """k joint samples of the latents per row, and the terms of the bounds at them."""
         raise _abstract(self, "draw")
 
@@ -122,19 +144,24 @@ class GenerativeModel(nn.Module):
         """The mean of p(x | latents), [n, D], with the latents drawn from the prior."""
         raise _abstract(self, "prior")
 
-    def posterior_mean(self, encoding: Encoding, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x | latents), [B, D], with the latents drawn from q."""
-        raise _abstract(self, "posterior_mean")
-
-    def latent_means(self, encoding: Encoding) -> dict[str, Tensor]:
-        """The mean of q for each latent, [B, D_i], each layer given the mean of the one below: for figures."""
-        raise _abstract(self, "latent_means")
-
     def start_at(self, mean: Tensor) -> None:
         """Let the untrained p(x | latents) have the data's mean [D]."""
-        raise _abstract(self, "start_at")
+        self.output.start_at(mean)
 
-    def check(self, caller: str, x: Tensor, y: Tensor | None) -> None:
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before every training epoch (0-based): for models that train in stages."""
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether labelled rows have nothing to say in this stage of the training."""
+        return self.num_classes is None
+
+    def supervise(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor) -> tuple[Terms | None, dict[str, Tensor]]:
+        """What labelled rows add to the loss: the terms of L(x, y), and the classifiers' cross-entropies [B, k] (eq. 4.10)."""
+        terms = self.draw(encoding, x, k, noise, y)
+        return terms, terms.cross_entropy
+
+    def check(self, caller: str, x: Tensor, y: Label) -> None:
         """Raise InputError, beginning with `caller`, unless the model takes x and y."""
         if x.dim() != 2 or x.shape[1] != self.x_dim or not x.is_floating_point():
             raise InputError(f"{caller}: x must be floating, of shape [N, {self.x_dim}]; got {x.dtype} {list(x.shape)}")
@@ -145,29 +172,37 @@ class GenerativeModel(nn.Module):
             )
         self._check_labels(caller, y, len(x), x.device)
 
-    def _check_labels(self, caller: str, y: Tensor | None, n: int, device: torch.device) -> None:
+    def _check_labels(self, caller: str, y: Label, n: int, device: torch.device) -> None:
         if y is None:
             return
         if self.num_classes is None:
-            raise InputError(f"{caller}: y must be None, because {type(self).__name__} takes no labels; got {list(y.shape)}")
+            got = list(y.shape) if isinstance(y, Tensor) else y
+            raise InputError(f"{caller}: y must be None, because {type(self).__name__} takes no labels; got {got}")
+        if isinstance(y, LabelSum):
+            return
+        if not isinstance(y, Tensor):
+            raise InputError(f"{caller}: y must be labels or a LabelSum; got {y!r}")
         if y.shape != (n,) or y.dtype != torch.int64 or y.device != device:
             raise InputError(f"{caller}: y must be int64 [{n}] on {device}; got {y.dtype} {list(y.shape)} on {y.device}")
+        wrong = (y < 0) | (y >= self.num_classes)
+        if y.device.type != "meta" and wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise InputError(f"{caller}: y must lie in 0..{self.num_classes - 1}; got {int(y[row])} in row {row}")
 
     def log_weights(
-        self, x: Tensor, k: int = 1, y: Tensor | None = None, seed: int | Tensor = 0, first_row: int = 0, first_sample: int = 0
+        self, x: Tensor, k: int = 1, y: Label = None, seed: int | Tensor = 0, first_row: int = 0, first_sample: int = 0
     ) -> Tensor:
         """log p(x, latents) − log q(latents | x) for k draws of the latents: [B, D] -> [B, k] nats (eq. 3.31)."""
         self.check("log_weights", x, y)
         noise = Noise(seed, first_row, first_sample)
         return self.draw(self.encode(x, y), x, k, noise, y).log_weights()
 
-    def elbo(self, x: Tensor, y: Tensor | None = None, beta: float = 1.0, k: int = 1, seed: int | Tensor = 0) -> Elbo:
+    def elbo(self, x: Tensor, y: Label = None, beta: float = 1.0, k: int = 1, seed: int | Tensor = 0) -> Elbo:
         """The bound of each row and its terms, [B] nats, averaged over k draws (eqs 3.11, 3.30; β: eq. 5.5)."""
         self.check("elbo", x, y)
         terms = self.draw(self.encode(x, y), x, k, Noise(seed), y)
         kl = {name: value.mean(1) for name, value in terms.kl_terms().items()}
-        reconstruction = terms.reconstruction().mean(1)
-        return Elbo(reconstruction - beta * sum(kl.values()), reconstruction, kl)
+        return Elbo(terms.bound(beta).mean(1), terms.reconstruction().mean(1), kl)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
@@ -179,9 +214,90 @@ class GenerativeModel(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
-        """The mean of p(x | latents), [B, D], with the latents drawn once from q(latents | x)."""
-        self.check("reconstruct", x, y)
-        return self.posterior_mean(self.encode(x, y), Noise(seed), y)
+        """The mean of p(x | latents), [B, D], with the latents (and a label that is not given) drawn once from q."""
+        return self.output.mean(self._posterior("reconstruct", x, y, seed).decoded).squeeze(1)
+
+    @torch.no_grad()
+    def latent_means(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> dict[str, Tensor]:
+        """The mean of q for each latent, [B, D_i], given one draw of its parents (and of a label that is not given)."""
+        terms = self._posterior("latent_means", x, y, seed)
+        return {name: latent.q[0].squeeze(1) for name, latent in terms.latents.items()}
+
+    def _posterior(self, caller: str, x: Tensor, y: Tensor | None, seed: int | Tensor) -> Terms:
+        self.check(caller, x, y)
+        label: Label = SampledLabel() if y is None and self.num_classes else y
+        return self.draw(self.encode(x, label), x, 1, Noise(seed), label)
+
+
+LABEL_STREAM = 1000
+PRIORS = ("uniform", "learned")
+
+
+class LabelModel(GenerativeModel):
+    """Base of the models with a label y; subclasses give `label_log_probs` besides.
+
+    class_prior: p(y), "uniform", "learned", or a list of Y probabilities.
+    """
+
+    num_classes: int
+
+    def __init__(self, num_classes: int, class_prior: str | Sequence[float] = "uniform") -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise InputError(f"num_classes must be a whole number of at least 2; got {num_classes!r}")
+        self.num_classes = num_classes
+        logits = torch.zeros(num_classes)
+        if not isinstance(class_prior, str):
+            logits = torch.as_tensor(class_prior, dtype=torch.float32).log()
+            if logits.shape != (num_classes,) or not logits.isfinite().all():
+                raise InputError(f"class_prior must hold {num_classes} positive probabilities; got {class_prior!r}")
+        elif class_prior not in PRIORS:
+            raise InputError(f"class_prior must be {' or '.join(PRIORS)}, or a list of probabilities; got {class_prior!r}")
+        if class_prior == "learned":
+            self.prior_logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("prior_logits", logits)
+
+    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y | latents, x) at k draws of the latents above it, [B, k, Y]."""
+        raise _abstract(self, "label_log_probs")
+
+    def log_py(self) -> Tensor:
+        """log p(y), [Y]."""
+        return torch.log_softmax(self.prior_logits, 0)
+
+    def bind(self, y: Label, log_qy: Tensor, k: int, noise: Noise) -> Labels:
+        """The label of a draw: y itself, or its sum over log q(y|·) [B, 1 or k, Y]."""
+        return Observed(y) if isinstance(y, Tensor) else (y or LabelSum()).bind(log_qy, k, noise, LABEL_STREAM)
+
+    def prior_label(self, n: int, noise: Noise, y: Tensor | None) -> Tensor:
+        """y, or n draws from p(y), [n]."""
+        if y is not None:
+            return y
+        log_py = self.log_py().expand(n, 1, -1)
+        return SampledLabel().bind(log_py.detach(), 1, noise, LABEL_STREAM).y.squeeze(1)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def classify(self, x: Tensor, k: int = 1, seed: int | Tensor = 0, by: str = "q", first_row: int = 0) -> Tensor:
+        """Class probabilities, [B, Y], from k draws of the latents.
+
+        by: "q", q(y|x) = E q(y|latents, x); "p", the Bayes classifier p(y|x) ∝ exp L(x, y) of the bounds; "both", their
+        normalised geometric mean (thesis §4.7 proposes the last two).
+
+        Raises:
+            InputError: another `by`, k below 1, or an x that the model does not take.
+        """
+        self.check("classify", x, None)
+        if by not in ("q", "p", "both") or k < 1:
+            raise InputError(f"classify: by must be q, p or both, and k at least 1; got {by!r} and {k}")
+        encoding, noise = self.encode(x), Noise(seed, first_row)
+        if by == "q":
+            return self.label_log_probs(encoding, x, k, noise).exp().mean(1)
+        terms = self.draw(encoding, x, k, noise)
+        log_p = torch.log_softmax(terms.per_label().mean(1), -1)
+        if by == "p":
+            return log_p.exp()
+        return torch.softmax(0.5 * (log_p + self.label_log_probs(encoding, x, k, noise).exp().mean(1).log()), -1)
 
 
 def _abstract(model: GenerativeModel, method: str) -> TypeError:

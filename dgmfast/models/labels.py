@@ -1,0 +1,288 @@
+"""How a label enters a model: observed, summed over exactly, or by one of the estimates of that sum.
+
+A label-free tensor of a draw is [B, k, ...]; `Labels` says what shape a labelled one has, and what a mean over the label is:
+
+- an observed or sampled label: [B, k, ...], one label per row and sample;
+- the exact sum: [B, k, Y, ...], every label of every sample;
+- the sparse sum: [N, ...], the N kept (row, sample, label) triples (KERNELS.md, idea 9);
+- the Gumbel-softmax relaxation: [B, k, ...], with a soft label.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgmfast import ops
+from dgmfast.errors import InputError
+from dgmfast.models.noise import Gaussian, Noise
+from dgmfast.nn import activate
+
+
+class Labels:
+    """The label of one draw. log_qy: the normalised log q(y | latents, x), [B, k, Y], unless y is observed."""
+
+    log_qy: Tensor
+    joins_rows = False  # whether labelled tensors mix the samples of a batch unevenly, which batch norm must not see
+
+    def each(self, t: Tensor) -> Tensor:
+        """A label-free [B, k, D] so that it broadcasts against labelled vectors."""
+        return t
+
+    def term(self, t: Tensor) -> Tensor:
+        """A term of the bound, label-free [B, k] or labelled, so that it adds to labelled ones."""
+        return t
+
+    def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        """act(W h + U onehot(y) + bias): h label-free or labelled [..., I]; bias [H] or, per row, [B, 1, H]."""
+        raise NotImplementedError
+
+    def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
+        """k draws per row of a labelled Gaussian, and their log q; q is given for 1 or k samples."""
+        mean, log_var = q
+        shape = (mean.shape[0], k, mean.shape[-1])
+        return noise.gaussian((mean.expand(shape), log_var.expand(shape)), 1, stream)
+
+    def prior(self, log_py: Tensor) -> Tensor:
+        """log p(y) of the labels in play, from log p(y) of all [..., Y], which may be labelled itself."""
+        raise NotImplementedError
+
+    def mean(self, term: Tensor) -> Tensor:
+        """Σ_y q(y|·) term_y, [B, k]."""
+        return term
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        """What the label costs, [B, k]: −log p(y) where observed, else KL(q(y|·) ‖ p(y|·))."""
+        raise NotImplementedError
+
+    def bound(self, value: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        """The mean over the label of value − β KL, [B, k] (eqs 4.7 and 4.20)."""
+        return self.mean(value) - beta * self.kl(log_py)
+
+    def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        """log w^β with the label in it, [B, k], from the one without."""
+        raise InputError(f"{type(self).__name__} is no estimate inside a logarithm: take the exact sum where K > 1")
+
+
+class Observed(Labels):
+    """y [B], known."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y.unsqueeze(1)  # [B, 1]
+
+    def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        return activate(activation, F.linear(h, weight) + (F.embedding(self.y, label_weight.t()) + bias))
+
+    def prior(self, log_py: Tensor) -> Tensor:
+        return log_py[self.y] if log_py.dim() == 1 else _pick(log_py, self.y)
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        return -log_py
+
+    def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        return log_w + (log_py if beta == 1.0 else beta * log_py)
+
+
+class _Drawn(Observed):
+    """y [B, k], drawn from q(y|·)."""
+
+    def __init__(self, log_qy: Tensor, y: Tensor) -> None:
+        self.log_qy, self.y = log_qy, y
+        self.log_q = _pick(log_qy, y)
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        return self.log_q - log_py
+
+    def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        return log_w + beta * (log_py - self.log_q)
+
+
+class _Every(Labels):
+    """All labels of every sample."""
+
+    def __init__(self, log_qy: Tensor) -> None:
+        self.log_qy = log_qy
+
+    def each(self, t: Tensor) -> Tensor:
+        return t.unsqueeze(2)
+
+    def term(self, t: Tensor) -> Tensor:
+        return t.unsqueeze(2) if t.dim() == 2 else t
+
+    def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        if h.dim() == 3:
+            return ops.label_linear(h, weight, label_weight, bias, None if activation == "identity" else activation)
+        # h differs from label to label already: one product, then the label's row
+        return activate(activation, F.linear(h, weight) + (label_weight.t() + (bias if bias.dim() == 1 else bias.unsqueeze(2))))
+
+    def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
+        mean, log_var = q  # [B, 1 or k, Y, D]
+        n, _, classes, width = mean.shape
+        mean, log_var = (t.expand(n, k, classes, width).flatten(1, 2) for t in (mean, log_var))
+        z, log_q = replace(noise, first_sample=noise.first_sample * classes).gaussian((mean, log_var), 1, stream)
+        return z.unflatten(1, (k, classes)), log_q.unflatten(1, (k, classes))
+
+    def prior(self, log_py: Tensor) -> Tensor:
+        return log_py if log_py.dim() == 1 else log_py.diagonal(dim1=-2, dim2=-1)
+
+    def mean(self, term: Tensor) -> Tensor:
+        return term if term.dim() == 2 else (self.log_qy.exp() * term).sum(-1)
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        return -ops.marginalize_labels(self.log_qy, log_py)
+
+    def bound(self, value: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        # Σ_y q_y (v_y + β log p(y) − β log q_y)
+        if beta == 1.0:
+            return ops.marginalize_labels(self.log_qy, value + log_py)
+        return ops.marginalize_labels(self.log_qy, value + beta * log_py + (1.0 - beta) * self.log_qy)
+
+    def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
+        # log Σ_y q_y (w_y / q_y)^β: at β = 1, q(y|·) cancels
+        log_w = log_w + (log_py if beta == 1.0 else beta * log_py + (1.0 - beta) * self.log_qy)
+        return torch.logsumexp(log_w, -1)
+
+
+class _Kept(Labels):
+    """The triples that a sparse sum keeps: `sample` [N] into the B·k samples, `y` [N], `weight` [N] in the sum."""
+
+    joins_rows = True
+
+    def __init__(self, log_qy: Tensor, keep: Tensor, probability: Tensor, best: Tensor) -> None:
+        self.log_qy = log_qy
+        self.b, self.k, self.classes = log_qy.shape
+        flat = keep.view(-1, self.classes)
+        self.sample, self.y = flat.nonzero(as_tuple=True)
+        # any other label counts q/p against the most probable one, whose value is the baseline; a dropped one may have p = 0
+        q, p = (t.reshape(-1, self.classes)[self.sample, self.y] for t in (log_qy, probability))
+        weight = q.exp() / p
+        is_best = self.y == best.view(-1)[self.sample]
+        others = weight.masked_fill(is_best, 0.0)
+        rest = 1.0 - others.new_zeros(self.b * self.k).index_add(0, self.sample, others)
+        self.weight = torch.where(is_best, rest[self.sample], others)
+
+    def each(self, t: Tensor) -> Tensor:
+        """Label-free [B, 1 or k, D] -> [N, D]."""
+        rows = self.sample if t.shape[1] == self.k else self.sample // self.k
+        return t.flatten(0, 1)[rows]
+
+    def term(self, t: Tensor) -> Tensor:
+        return self.each(t) if t.dim() == 2 else t
+
+    def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        product = F.linear(h, weight)
+        per_sample = h.dim() == 3  # label-free: one product per sample
+        total = self.each(product + bias) if per_sample else product + (bias if bias.dim() == 1 else self.each(bias))
+        return activate(activation, total + F.embedding(self.y, label_weight.t()))
+
+    def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
+        mean, log_var = (t.unsqueeze(1) for t in q)
+        z, log_q = replace(noise, first_row=noise.first_row * self.classes).gaussian((mean, log_var), 1, stream)
+        return z.squeeze(1), log_q.squeeze(1)
+
+    def prior(self, log_py: Tensor) -> Tensor:
+        if log_py.dim() > 1:
+            raise InputError("the sparse sum needs a p(y) that depends on no latent: take the exact sum")
+        return log_py  # of all labels: its mean and the entropy are exact
+
+    def mean(self, term: Tensor) -> Tensor:
+        if term.dim() == 2:
+            return term
+        return term.new_zeros(self.b * self.k).index_add(0, self.sample, self.weight * term).view(self.b, self.k)
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        return -ops.marginalize_labels(self.log_qy, log_py)
+
+
+class _Soft(Labels):
+    """A soft label y [B, k, Y] in the simplex, of the Gumbel-softmax distribution around q(y|·)."""
+
+    def __init__(self, log_qy: Tensor, y: Tensor) -> None:
+        self.log_qy, self.y = log_qy, y
+
+    def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        return activate(activation, F.linear(h, weight) + F.linear(self.y, label_weight) + bias)
+
+    def prior(self, log_py: Tensor) -> Tensor:
+        return log_py
+
+    def kl(self, log_py: Tensor) -> Tensor:
+        return -ops.marginalize_labels(self.log_qy, log_py)
+
+
+@dataclass(frozen=True)
+class LabelSum:
+    """The exact sum over the label, and the base of its estimates: what a model does where no y is given."""
+
+    def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        """The labels of one draw, from log q(y|·) [B, 1 or k, Y]."""
+        return _Every(log_qy.expand(-1, k, -1))
+
+
+@dataclass(frozen=True)
+class SampledLabel(LabelSum):
+    """y ~ q(y|·), one per sample: the form whose L_K most publications report. It has no gradient to q(y|·), so none at all."""
+
+    def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        if torch.is_grad_enabled() and log_qy.requires_grad:
+            raise InputError("a sampled label has no gradient to q(y|x): train with the exact, sparse or gumbel sum")
+        log_qy = log_qy.expand(-1, k, -1)
+        u = noise.uniform(log_qy[..., :1], stream)
+        y = (log_qy.double().exp().cumsum(-1) < u).sum(-1).clamp(max=log_qy.shape[-1] - 1)
+        return _Drawn(log_qy, y)
+
+
+@dataclass(frozen=True)
+class SparseSum(LabelSum):
+    """Unbiased in value and gradient, with at most 1 + 1/τ labels on average, whatever their number.
+
+    The most probable label is always kept, any other with probability min(1, q_y/τ) and counted inversely to it.
+    """
+
+    tau: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0.0:
+            raise InputError(f"tau must be above 0; got {self.tau}")
+
+    def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        log_qy = log_qy.expand(-1, k, -1)
+        with torch.no_grad():
+            probability = (log_qy.exp() / self.tau).clamp(max=1.0)
+            best = log_qy.argmax(-1, keepdim=True)
+            keep = noise.uniform(log_qy, stream) < probability
+            keep.scatter_(-1, best, True)
+        return _Kept(log_qy, keep, probability, best)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(LabelSum):
+    """A relaxed label, softmax((log q + Gumbel noise)/temperature) (Jang et al. 2017); the entropy stays exact. Biased."""
+
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise InputError(f"temperature must be above 0; got {self.temperature}")
+
+    def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        log_qy = log_qy.expand(-1, k, -1)
+        gumbel = -torch.log(-torch.log(noise.uniform(log_qy, stream)))
+        return _Soft(log_qy, torch.softmax((log_qy + gumbel.to(log_qy.dtype)) / self.temperature, -1))
+
+
+LABEL_SUMS: dict[str, type[LabelSum]] = {"exact": LabelSum, "sparse": SparseSum, "gumbel": GumbelSoftmax, "sampled": SampledLabel}
+
+
+def _pick(log_probs: Tensor, y: Tensor) -> Tensor:
+    """log_probs [B, k, Y] at y [B, 1 or k] -> [B, k]."""
+    return log_probs.gather(-1, y.expand(log_probs.shape[:2]).unsqueeze(-1)).squeeze(-1)
+
+
+def uniform_log_prior(classes: int) -> Tensor:
+    """log p(y) of the uniform prior, [Y]."""
+    return torch.full((classes,), -math.log(classes))
