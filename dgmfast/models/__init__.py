@@ -1,10 +1,27 @@
 """The models of the thesis, one per file, all on the protocol of `base`."""
 
 from dgmfast.errors import InputError
-from dgmfast.models.base import Elbo, GenerativeModel, Noise, Terms
+from dgmfast.models.adgm import ADGM
+from dgmfast.models.avae import AVAE
+from dgmfast.models.base import Elbo, GenerativeModel, LabelModel, Latent, Noise, Terms
+from dgmfast.models.cagem import CaGeM
+from dgmfast.models.labels import LABEL_SUMS, GumbelSoftmax, LabelSum, SampledLabel, SparseSum
+from dgmfast.models.lvae import LVAE
+from dgmfast.models.m1m2 import M1M2
+from dgmfast.models.m2 import M2
+from dgmfast.models.sdgm import SDGM
 from dgmfast.models.vae import VAE
 
-MODELS: dict[str, type[GenerativeModel]] = {"vae": VAE}
+MODELS: dict[str, type[GenerativeModel]] = {
+    "vae": VAE,
+    "m1m2": M1M2,
+    "m2": M2,
+    "avae": AVAE,
+    "adgm": ADGM,
+    "sdgm": SDGM,
+    "lvae": LVAE,
+    "cagem": CaGeM,
+}
 
 
 def create(name: str, **overrides: object) -> GenerativeModel:
@@ -22,4 +39,26 @@ def create(name: str, **overrides: object) -> GenerativeModel:
         raise InputError(f"model {name}: {reason}") from error
 
 
-__all__ = ["MODELS", "VAE", "Elbo", "GenerativeModel", "Noise", "Terms", "create"]
+__all__ = [
+    "ADGM",
+    "AVAE",
+    "LABEL_SUMS",
+    "LVAE",
+    "M1M2",
+    "M2",
+    "MODELS",
+    "SDGM",
+    "VAE",
+    "CaGeM",
+    "Elbo",
+    "GenerativeModel",
+    "GumbelSoftmax",
+    "LabelModel",
+    "LabelSum",
+    "Latent",
+    "Noise",
+    "SampledLabel",
+    "SparseSum",
+    "Terms",
+    "create",
+]

@@ -1,0 +1,106 @@
+"""The auxiliary deep generative model (thesis §4.4; App. A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.labels import Labels
+from dgmfast.models.vae import check_flags
+from dgmfast.nn import (
+    OUTPUTS,
+    ConditionalCategorical,
+    ConditionalGaussian,
+    ConditionalMLP,
+    GaussianMLP,
+    choose,
+    glorot,
+)
+
+A, Z = 0, 1  # noise streams
+
+
+class ADGM(LabelModel):
+    """p(y) p(z) p(a|z, y) p(x|y, z) with q(a|x) q(y|a, x) q(z|a, y, x) (eqs 4.20–4.22; App. A eqs 6–9).
+
+    The same sample of a feeds q(y|a, x) and q(z|a, y, x). latent, auxiliary: the sizes of z and a. hidden: the widths of every
+    MLP. auxiliary_sees_x: p(a|z, y, x), as in App. A's theory, instead of p(a|z, y), as in its experiments. deterministic: a is
+    the mean of q(a|x), without noise and without terms of its own (the ablation of App. A Fig. 5). likelihood, head: as for VAE.
+    class_prior: as for LabelModel.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_classes: int = 10,
+        latent: int = 100,
+        auxiliary: int = 100,
+        hidden: Sequence[int] = (500, 500),
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+        head: str = "log_var",
+        batch_norm: bool = False,
+        auxiliary_sees_x: bool = False,
+        deterministic: bool = False,
+        class_prior: str | Sequence[float] = "uniform",
+    ) -> None:
+        super().__init__(num_classes, class_prior)
+        check_flags(auxiliary_sees_x=auxiliary_sees_x, deterministic=deterministic, batch_norm=batch_norm)
+        self.x_dim, self.latent, self.deterministic = x_dim, latent, deterministic
+        layers = (activation, batch_norm)
+        seen = x_dim if auxiliary_sees_x else 0
+        self.q_a = GaussianMLP(x_dim, hidden, auxiliary, *layers, head)
+        self.q_y = ConditionalCategorical(auxiliary, hidden, num_classes, *layers, n_context=x_dim)
+        self.q_z = ConditionalGaussian(auxiliary, hidden, latent, *layers, head, n_context=x_dim, num_classes=num_classes)
+        self.p_a: ConditionalGaussian | None = None
+        if not deterministic:
+            self.p_a = ConditionalGaussian(latent, hidden, auxiliary, *layers, head, n_context=seen, num_classes=num_classes)
+        self.sees_x = bool(seen) and not deterministic
+        self.p_x = self._decoder(latent, auxiliary, hidden, layers)
+        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        glorot(self)
+
+    def _decoder(self, latent: int, auxiliary: int, hidden: Sequence[int], layers: tuple[str, bool]) -> ConditionalMLP:
+        return ConditionalMLP(latent, hidden, *layers, num_classes=self.num_classes)
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        mean, log_var = self.q_a(x)
+        encoding = {"mean": mean, "log_var": log_var, "q_y": self.q_y.context(x), "q_z": self.q_z.context(x)}
+        return {**encoding, "p_a": self.p_a.context(x)} if self.p_a is not None and self.sees_x else encoding
+
+    def _auxiliary(self, encoding: Encoding, k: int, noise: Noise) -> tuple[Tensor, dict[str, Latent]]:
+        """a ~ q(a|x), [B, k, A], and its terms, in which p(a|·) is still to come."""
+        mean, log_var = encoding["mean"], encoding["log_var"]
+        if self.deterministic:
+            return mean.unsqueeze(1).expand(-1, k, -1), {}
+        a, log_q = noise.gaussian((mean, log_var), k, A)
+        return a, {"a": Latent(a, log_q, (mean.unsqueeze(1), log_var.unsqueeze(1)))}
+
+    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        return self.q_y(self._auxiliary(encoding, k, noise)[0], encoding["q_y"])
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        a, latents = self._auxiliary(encoding, k, noise)
+        log_qy = self.q_y(a, encoding["q_y"])
+        labels = self.bind(y, log_qy, k, noise)
+        q = self.q_z(a, labels, encoding["q_z"])
+        z, log_q = labels.gaussian(noise, q, k, Z)
+        latents["z"] = Latent(z, log_q, q, exact=True)
+        if self.p_a is not None:
+            auxiliary = latents["a"]
+            auxiliary.p = self.p_a(z, labels, encoding.get("p_a"))
+            auxiliary.z, auxiliary.log_q = labels.each(a), labels.term(auxiliary.log_q)
+        decoded = self._decode(z, labels, a)
+        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
+        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
+        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), entropies)
+
+    def _decode(self, z: Tensor, labels: Labels, a: Tensor) -> Tensor:
+        return self.p_x(z, labels)
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        zeros = self.prior_logits.new_zeros(n, self.latent)
+        z, _ = noise.gaussian((zeros, zeros), 1, Z)
+        return self.output.mean(self.p_x(z, self.bind(self.prior_label(n, noise, y), z, 1, noise))).squeeze(1)

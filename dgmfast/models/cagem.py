@@ -1,0 +1,115 @@
+"""The cluster-aware generative model (thesis §4.6; App. C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dgmfast.errors import InputError
+from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.labels import Labels, LabelSum, SampledLabel
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, choose
+
+Z1, Z2 = 0, 1  # noise streams
+
+
+class CaGeM(LabelModel):
+    """p(x|y, z₁) p(z₁|y, z₂) p(y|z₂) p(z₂) with q(z₁|x) q(y|z₁, x) q(z₂|x, y, z₁) (eqs 4.24–4.29).
+
+    Labelled rows train two classifiers alone, q(y|z₁, x) and p(y|z₂): their cross-entropies reach no other weight (eq. 4.33).
+    The class probabilities are p(y|x) = E Σ_ỹ q(ỹ|z₁, x) p(y|z₂), z₂ ~ q(z₂|x, ỹ, z₁) (eq. 4.32).
+
+    num_classes: of the labels, or of the clusters where there are none. latent: the sizes of z₁ and z₂ (2 for the figure of the
+    latent grid). hidden1, hidden2: the widths of the MLPs of z₁'s distributions and x's, and of z₂'s and y's.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_classes: int = 10,
+        latent: Sequence[int] = (64, 32),
+        hidden1: Sequence[int] = (1024, 1024),
+        hidden2: Sequence[int] = (512, 512),
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+        head: str = "log_var",
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__(num_classes)
+        if len(latent) != 2:
+            raise InputError(f"latent must name the sizes of z1 and z2; got {latent!r}")
+        self.x_dim, self.latent = x_dim, tuple(latent)
+        size1, size2 = latent
+        layers = (activation, batch_norm)
+        self.q_z1 = GaussianMLP(x_dim, hidden1, size1, *layers, head)
+        self.q_y = ConditionalCategorical(size1, hidden2, num_classes, *layers, n_context=x_dim)
+        self.q_z2 = ConditionalGaussian(size1, hidden2, size2, *layers, head, n_context=x_dim, num_classes=num_classes)
+        self.p_y = ConditionalCategorical(size2, hidden2, num_classes, *layers)
+        self.p_z1 = ConditionalGaussian(size2, hidden1, size1, *layers, head, num_classes=num_classes)
+        self.p_x = ConditionalMLP(size1, hidden1, *layers, num_classes=num_classes)
+        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        mean, log_var = self.q_z1(x)
+        return {"mean": mean, "log_var": log_var, "q_y": self.q_y.context(x), "q_z2": self.q_z2.context(x)}
+
+    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        z1, _ = noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)
+        return self.q_y(z1, encoding["q_y"])
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        q1 = encoding["mean"], encoding["log_var"]
+        z1, log_q1 = noise.gaussian(q1, k, Z1)
+        labels = self.bind(y, self.q_y(z1, encoding["q_y"]), k, noise)
+        q2 = self.q_z2(z1, labels, encoding["q_z2"])
+        z2, log_q2 = labels.gaussian(noise, q2, k, Z2)
+        decoded = self.p_x(z1, labels)
+        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
+        first = Latent(labels.each(z1), labels.term(log_q1), (q1[0].unsqueeze(1), q1[1].unsqueeze(1)), self.p_z1(z2, labels))
+        latents = {"z1": first, "z2": Latent(z2, log_q2, q2, exact=True)}
+        return Terms(decoded, log_px, latents, labels, labels.prior(self.p_y(z2)))
+
+    def supervise(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor) -> tuple[Terms | None, dict[str, Tensor]]:
+        """No bound of the labelled rows; −log q(y|z₁, x) and −log p(y|x), both into φ_y and θ_y alone (eq. 4.33)."""
+        log_qy, log_py = self._classifiers(encoding, x, k, noise)
+        return None, {"q_y": -_at(log_qy, y), "p_y": -_at(log_py, y)}
+
+    def _classifiers(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """log q(y|z₁, x) [B, k, Y] and log Σ_ỹ q(ỹ|z₁, x) p(y|z₂) [B, k, Y], with z₁ and z₂ held constant."""
+        with torch.no_grad():
+            z1, _ = noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)
+        log_qy = self.q_y(z1, encoding["q_y"])
+        with torch.no_grad():
+            labels: Labels = LabelSum().bind(log_qy, k, noise, 0)
+            z2, _ = labels.gaussian(noise, self.q_z2(z1, labels, encoding["q_z2"]), k, Z2)
+        return log_qy, torch.logsumexp(log_qy.unsqueeze(-1) + self.p_y(z2), 2)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor, k: int = 1, seed: int | Tensor = 0, by: str = "cascade", first_row: int = 0) -> Tensor:
+        """Class probabilities, [B, Y]: by "cascade" p(y|x) (eq. 4.32), else as LabelModel.classify."""
+        if by != "cascade":
+            return super().classify(x, k, seed, by, first_row)
+        self.check("classify", x, None)
+        log_py = self._classifiers(self.encode(x), x, k, Noise(seed, first_row))[1]
+        return (torch.logsumexp(log_py, 1) - math.log(k)).exp()
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """z₂ from its prior; y, if not given, from p(y|z₂): with a given y, a draw of p(z₂) p(z₁|y, z₂) p(x|y, z₁)."""
+        zeros = self.prior_logits.new_zeros(n, self.latent[1])
+        z2, _ = noise.gaussian((zeros, zeros), 1, Z2)
+        return self.decode_z2(z2, noise, y)
+
+    def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x|y, z₁), [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
+        log_py = self.p_y(z2).detach()
+        labels = self.bind(SampledLabel() if y is None else y, log_py, 1, noise)
+        z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
+        return self.output.mean(self.p_x(z1, labels)).squeeze(1)
+
+
+def _at(log_probs: Tensor, y: Tensor) -> Tensor:
+    """log_probs [B, k, Y] at y [B] -> [B, k]."""
+    return log_probs.gather(-1, y.view(-1, 1, 1).expand(-1, log_probs.shape[1], 1)).squeeze(-1)

@@ -1,0 +1,61 @@
+"""M2, the semi-supervised VAE (thesis §4.1; Kingma et al. 2014)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, choose, glorot
+
+
+class M2(LabelModel):
+    """p(y) p(z) p(x|y, z) with q(y|x) q(z|x, y) (eqs 4.5–4.9).
+
+    latent: the size of z. hidden: the widths of every MLP. likelihood, head: as for VAE. class_prior: as for LabelModel.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_classes: int = 10,
+        latent: int = 100,
+        hidden: Sequence[int] = (500, 500),
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+        head: str = "log_var",
+        batch_norm: bool = False,
+        class_prior: str | Sequence[float] = "uniform",
+    ) -> None:
+        super().__init__(num_classes, class_prior)
+        self.x_dim, self.latent = x_dim, latent
+        self.q_y = ConditionalCategorical(x_dim, hidden, num_classes, activation, batch_norm)
+        self.q_z = ConditionalGaussian(x_dim, hidden, latent, activation, batch_norm, head, num_classes=num_classes)
+        self.p_x = ConditionalMLP(latent, hidden, activation, batch_norm, num_classes=num_classes)
+        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        glorot(self)
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        return {"x": x, "log_qy": self.q_y(x)}
+
+    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        return encoding["log_qy"].unsqueeze(1)
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        log_qy = encoding["log_qy"].unsqueeze(1)
+        labels = self.bind(y, log_qy, k, noise)
+        x = x.unsqueeze(1)
+        q = self.q_z(x, labels)
+        z, log_q = labels.gaussian(noise, q, k, stream=0)
+        decoded = self.p_x(z, labels)
+        log_px = self.output.log_prob(decoded, labels.each(x))
+        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
+        latents = {"z": Latent(z, log_q, q, exact=True)}
+        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), entropies)
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        zeros = self.prior_logits.new_zeros(n, self.latent)
+        z, _ = noise.gaussian((zeros, zeros), 1, stream=0)
+        labels = self.bind(self.prior_label(n, noise, y), z, 1, noise)
+        return self.output.mean(self.p_x(z, labels)).squeeze(1)

@@ -1,0 +1,56 @@
+"""The skip deep generative model (thesis §4.5; App. A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dgmfast.errors import InputError
+from dgmfast.models.adgm import ADGM, A, Z
+from dgmfast.models.base import Noise
+from dgmfast.models.labels import Labels
+from dgmfast.nn import ConditionalMLP
+
+
+class SDGM(ADGM):
+    """p(y) p(z) p(a|z, y) p(x|a, y, z): the ADGM whose x depends on a too (App. A eqs 22–25). Arguments as for ADGM.
+
+    Raises:
+        InputError: auxiliary_sees_x, because p(a|z, y, x) p(x|a, y, z) would be cyclic; deterministic, because then p(x|a, y, z)
+            would see x itself, through a.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_classes: int = 10,
+        latent: int = 100,
+        auxiliary: int = 100,
+        hidden: Sequence[int] = (500, 500),
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+        head: str = "log_var",
+        batch_norm: bool = False,
+        auxiliary_sees_x: bool = False,
+        class_prior: str | Sequence[float] = "uniform",
+    ) -> None:
+        if auxiliary_sees_x:
+            raise InputError("auxiliary_sees_x must be false for sdgm: p(a|z, y, x) p(x|a, y, z) would be cyclic; got true")
+        super().__init__(
+            x_dim, num_classes, latent, auxiliary, hidden, activation, likelihood, head, batch_norm, class_prior=class_prior
+        )
+
+    def _decoder(self, latent: int, auxiliary: int, hidden: Sequence[int], layers: tuple[str, bool]) -> ConditionalMLP:
+        return ConditionalMLP(latent, hidden, *layers, n_context=auxiliary, num_classes=self.num_classes)
+
+    def _decode(self, z: Tensor, labels: Labels, a: Tensor) -> Tensor:
+        return self.p_x(z, labels, self.p_x.context(a))
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        zeros = self.prior_logits.new_zeros(n, self.latent)
+        z, _ = noise.gaussian((zeros, zeros), 1, Z)
+        labels = self.bind(self.prior_label(n, noise, y), z, 1, noise)
+        assert self.p_a is not None
+        a, _ = noise.gaussian(self.p_a(z, labels), 1, A)
+        return self.output.mean(self._decode(z, labels, a)).squeeze(1)
