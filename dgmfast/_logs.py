@@ -51,7 +51,7 @@ class Metrics:
             self.file.write((json.dumps(record, allow_nan=False) + "\n").encode())
             self.file.flush()
             for name, value in record.items():
-                if name != "epoch":
+                if name != "epoch" and isinstance(value, (int, float)):
                     self.events.add_scalar(name, value, record["epoch"])
 
     def sync(self) -> int:
@@ -104,14 +104,16 @@ class Progress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch is done."""
-        told = " ".join(f"{name} {value:.2f}" for name, value in record.items() if name.endswith("elbo"))
+        bounds = " ".join(f"{name} {value:.2f}" for name, value in record.items() if name.endswith("elbo"))
+        errors = "".join(f", {name} {value:.2f} %" for name, value in record.items() if name.endswith("error"))
+        told = f"{bounds} nats{errors}"
         title = f"{self.name} epoch {record['epoch']}/{self.epochs}"
         if self.bar is not None:
             self.bar.set_description(title, refresh=False)
-            self.bar.set_postfix_str(f"{told} nats")
+            self.bar.set_postfix_str(told)
         elif self.enabled and (time.monotonic() >= self.last_line + LINE_SECONDS or record["epoch"] == self.epochs):
             self.last_line = time.monotonic()
-            print(f"{title}: {told} nats, {record['seconds']:.2f} s", file=sys.stderr, flush=True)
+            print(f"{title}: {told}, {record['seconds']:.2f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""

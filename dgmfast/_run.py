@@ -22,8 +22,8 @@ from dgmfast.models.base import GenerativeModel
 from dgmfast.recipes import Recipe
 
 CONFIG, STATE, EXPORT, METRICS, FIGURES = "config.json", "state.pt", "model.safetensors", "metrics.jsonl", "figures"
-FORMAT = 1
-STATE_KEYS = frozenset({"format", "recipe", "environment", "epoch", "step", "model", "optimizer", "metrics_bytes"})
+FORMAT = 2
+STATE_KEYS = frozenset({"format", "recipe", "environment", "epoch", "step", "model", "optimizer", "metrics_bytes", "digest"})
 TEST_SEED = 20150901  # the one draw that binarises every test set, the same for every model
 
 
@@ -81,7 +81,7 @@ def holds_run(folder: Path) -> bool:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write state.pt, whole or not at all (InputError)."""
     buffer = io.BytesIO()  # torch.save to a full disk would raise an error without its reason
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save({"format": FORMAT, **state, "digest": _digest(state)}, buffer)
     write_atomically(folder / STATE, buffer.getvalue())
 
 
@@ -109,7 +109,27 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a checkpoint of dgmfast; got something else")
     if state["format"] != FORMAT:
         raise InputError(f"{path}: expected checkpoint format {FORMAT}; got {state['format']}, of another version of dgmfast")
+    if state["digest"] != _digest({name: value for name, value in state.items() if name not in ("format", "digest")}):
+        raise InputError(f"{path}: expected a whole checkpoint; got a damaged file (bad digest of the tensors)")
     return state
+
+
+def _digest(state: Any) -> str:
+    """Of all tensors in the state. The archive's own checksums are not enough: torch does not read by its directory alone."""
+    digest = hashlib.blake2b(digest_size=16)
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for item in value.values():
+                add(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+
+    add(state)
+    return digest.hexdigest()
 
 
 def export(folder: Path, tensors: dict[str, Tensor], epoch: int) -> None:
@@ -120,9 +140,11 @@ def export(folder: Path, tensors: dict[str, Tensor], epoch: int) -> None:
     write_atomically(folder / EXPORT, content)
 
 
-def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], image_shape: tuple[int, int, int] | None) -> None:
+def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], dataset: data.Dataset) -> None:
     """Write config.json (InputError on a full disk)."""
-    config = {"recipe": recipe.to_dict(), "image_shape": image_shape, "environment": environment}
+    config: dict[str, Any] = {"recipe": recipe.to_dict(), "image_shape": dataset.image_shape, "environment": environment}
+    if dataset.pixels is not None:
+        config |= {"pixels": dataset.pixels.tolist(), "full_shape": dataset.full_shape}
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -175,4 +197,19 @@ def fixed_split(dataset: data.Dataset, split: str, binarize: bool) -> data.Split
     if part is None:
         have = [name for name in ("train", "valid", "test") if getattr(dataset, name) is not None]
         raise InputError(f"split must be one of {', '.join(have)} for {dataset.name}; got {split!r}")
-    return data.Split(data.binarize(part.x, TEST_SEED), part.y) if binarize and not dataset.binary else part
+    return data.Split(data.redraw(dataset, part.x, TEST_SEED), part.y) if binarize else part
+
+
+def start(model: GenerativeModel, recipe: Recipe, x: Tensor) -> None:
+    """The parameters to begin with: those of the run recipe.start_from, or drawn, with the mean of x [N, D] where asked for.
+
+    Raises:
+        InputError: recipe.start_from is not a run of the same model.
+    """
+    if recipe.start_from:
+        source = open_run(recipe.start_from)
+        if source.recipe.model != recipe.model:
+            raise InputError(f"start_from must be a run of the model {recipe.model}; got {source.recipe.model}")
+        model.load_state_dict(source.model.state_dict())
+    elif recipe.start_at_mean:
+        model.start_at(x.float().mean(0).cpu())

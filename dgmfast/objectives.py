@@ -1,15 +1,30 @@
-"""Training objectives: ELBO, importance-weighted bound, warm-up and free bits. Losses are to be minimised, in nats per row."""
+"""Training objectives: ELBO, importance-weighted bound, semi-supervised loss, warm-up and free bits. Losses are to be minimised,
+in nats per row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgmfast import ops
 from dgmfast.errors import InputError
-from dgmfast.models.base import GenerativeModel, Noise, Terms
+from dgmfast.models.base import GenerativeModel, Label, Noise, Terms
+from dgmfast.models.labels import GumbelSoftmax, LabelSum, SparseSum
+from dgmfast.nn import frozen_statistics
+
+LABEL_SUMS = ("exact", "sparse", "gumbel")
+
+
+class Labelled(NamedTuple):
+    """The labelled rows of a batch."""
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [B]
+    alpha: float  # the weight of the cross-entropies
+    first_row: int  # the coordinate of the noise of the first row
 
 
 @dataclass(frozen=True)
@@ -19,7 +34,10 @@ class Objective:
     k: importance samples inside the logarithm (eq. 3.31); 1 gives the ELBO, with the KL analytic where that is exact.
     m: Monte-Carlo repetitions outside it. warmup_epochs, warmup_start: β grows linearly from warmup_start to 1 over the first
     epochs (eq. 5.5). free_bits: nats that each latent's KL, averaged over the batch, may have at no cost (Kingma et al. 2016;
-    needs k = 1).
+    needs k = 1). β and free bits treat the label like any latent.
+    alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis: the cross-entropy of the labelled rows has the weight
+    α = alpha (N_l + N_u)/N_l (App. A eq. 13). label_sum: "exact", "sparse" (with tau) or "gumbel" (with temperature), how the
+    sum over the label of an unlabelled row is taken in training; the last two need k = 1.
     """
 
     k: int = 1
@@ -28,6 +46,10 @@ class Objective:
     warmup_start: float = 0.0
     free_bits: float = 0.0
     analytic_kl: bool = True
+    alpha: float = 0.1
+    label_sum: str = "exact"
+    tau: float = 0.25
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("k", "m"):
@@ -39,6 +61,12 @@ class Objective:
             )
         if not self.free_bits >= 0.0 or (self.free_bits > 0.0 and self.k > 1):
             raise InputError(f"free_bits must be at least 0, and needs k = 1; got {self.free_bits} with k = {self.k}")
+        if not self.alpha >= 0.0:
+            raise InputError(f"alpha must be at least 0; got {self.alpha}")
+        if self.label_sum not in LABEL_SUMS or (self.label_sum != "exact" and self.k > 1):
+            told = f"{self.label_sum!r} with k = {self.k}"
+            raise InputError(f"label_sum must be one of {', '.join(LABEL_SUMS)}, and exact where k > 1; got {told}")
+        self.labels()
 
     def beta(self, epoch: float) -> float:
         """β in epoch `epoch` (0-based)."""
@@ -46,26 +74,60 @@ class Objective:
             return 1.0
         return min(1.0, self.warmup_start + (1.0 - self.warmup_start) * epoch / self.warmup_epochs)
 
+    def labels(self) -> LabelSum:
+        """How an unlabelled row's label is summed over."""
+        return {"sparse": SparseSum(self.tau), "gumbel": GumbelSoftmax(self.temperature)}.get(self.label_sum, LabelSum())
+
     def loss(
-        self, model: GenerativeModel, x: Tensor, y: Tensor | None, beta: float, seed: int | Tensor, first_row: int = 0
+        self,
+        model: GenerativeModel,
+        x: Tensor,
+        y: Tensor | None,
+        beta: float,
+        seed: int | Tensor,
+        first_row: int = 0,
+        labelled: Labelled | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the batch (a scalar) and its terms for the log, detached scalars in nats per row.
 
-        The noise of row i is that of row first_row + i of the whole batch, so that a batch may be split over processes.
+        x with y = None are the unlabelled rows; `labelled` ones add their own mean (App. A eqs 12, 13). Row i has the noise
+        of row first_row + i of the whole batch, so that a batch may be split over processes.
         """
-        terms = model.draw(model.encode(x, y), x, self.m * self.k, Noise(seed, first_row), y)
-        kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
-        loss = self._elbo_loss(terms, kl, beta) if self.k == 1 else -self._importance_bound(terms, beta).mean()
+        label: Label = self.labels() if y is None and model.num_classes else y
+        terms = model.draw(model.encode(x, label), x, self.m * self.k, Noise(seed, first_row), label)
+        loss, log = self._loss(terms, beta)
+        if labelled is None:
+            return loss, log
+        supervised, supervised_log = self._supervised(model, labelled, beta, seed)
+        return loss + supervised, {**log, **supervised_log}
+
+    def _loss(self, terms: Terms, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.k > 1:
+            loss = -ops.importance_bound(terms.log_weights(beta).unflatten(1, (self.m, self.k))).mean()
+        elif self.free_bits:
+            floored = [value.mean().clamp(min=self.free_bits) for value in terms.kl_terms(self.analytic_kl).values()]
+            loss = beta * sum(floored) - terms.reconstruction().mean()
+        else:
+            loss = -terms.bound(beta, self.analytic_kl).mean()
         with torch.no_grad():
+            kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
             reconstruction = terms.reconstruction().mean()
             log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
-            log |= {f"kl_{name}": value.detach() for name, value in kl.items()}
+        return loss, log | {f"kl_{name}": value for name, value in kl.items()}
+
+    def _supervised(
+        self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
+        x, y, alpha, first_row = labelled
+        with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
+            encoding = model.encode(x, y)
+            terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
+        loss = x.new_zeros(())
+        log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
+        if terms is not None:
+            loss, supervised_log = self._loss(terms, beta)
+            log["labelled_elbo"] = supervised_log["elbo"]
+        for entropy in entropies.values():
+            loss = loss + alpha * entropy.mean()
         return loss, log
-
-    def _elbo_loss(self, terms: Terms, kl: dict[str, Tensor], beta: float) -> Tensor:
-        floored = (value.clamp(min=self.free_bits) if self.free_bits else value for value in kl.values())
-        return beta * sum(floored) - terms.reconstruction().mean()
-
-    def _importance_bound(self, terms: Terms, beta: float) -> Tensor:
-        log_w = terms.log_weights(beta)
-        return ops.importance_bound(log_w.unflatten(1, (self.m, self.k))).mean(1)

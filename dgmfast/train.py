@@ -4,6 +4,7 @@ Every random choice is a pure function of the recipe's seed and of where it is m
 
 - (seed, "init"): the initial parameters;
 - (seed, "shuffle", epoch), (seed, "binarize", epoch): the order of the rows and their binary images;
+- (seed, "labels"): which rows are labelled; (seed, "labelled", pass): their order and binary images in a pass over them;
 - (seed, "noise", epoch, step): the latents, through Philox, row by row of the whole batch;
 - (seed, "torch", epoch, rank): torch's own generator, for layers that draw from it;
 - (seed, "evaluate"): the latents of the bounds in the log.
@@ -26,13 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmfast import _run, data
+from dgmfast import _run, data, evaluate
 from dgmfast._distributed import Group, parallel, process_group, resolve_device
 from dgmfast._files import disk_errors
 from dgmfast._logs import Metrics, Progress
 from dgmfast.errors import InputError
-from dgmfast.models.base import GenerativeModel
-from dgmfast.objectives import Objective
+from dgmfast.models.base import GenerativeModel, LabelModel
+from dgmfast.objectives import Labelled, Objective
 from dgmfast.recipes import Recipe, Schedule
 
 __all__ = ["Recipe", "Schedule", "derive_seed", "fit", "resume"]
@@ -81,11 +82,19 @@ def fit(
 
         group.from_first(check_folder)
         dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        recipe = _complete(recipe, dataset)
         x_dim = dataset.train.x.shape[1]
-        recipe = replace(recipe, model={"x_dim": x_dim, **recipe.model})
         if recipe.model["x_dim"] != x_dim:
             raise InputError(f"model.x_dim must be {x_dim}, the size of a row of {dataset.name}; got {recipe.model['x_dim']!r}")
         return _Training(recipe, dataset, group, options, None).run()
+
+
+def _complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+    """The recipe with what follows from the data: the model's size, and the number of classes where labels are used."""
+    follows: dict[str, Any] = {"x_dim": dataset.train.x.shape[1]}
+    if recipe.labels and dataset.classes is not None:
+        follows["num_classes"] = dataset.classes
+    return replace(recipe, model={**follows, **recipe.model})
 
 
 def resume(
@@ -161,17 +170,21 @@ class _Training:
         self.recipe, self.dataset, self.group, self.options = recipe, dataset, group, options
         torch.manual_seed(derive_seed(recipe.seed, "init"))
         model = _run.create_model(recipe)
-        self.x, self.y = self._to_device(model, _finite(dataset.train, dataset.name))
-        _check_last_batch(model, len(self.x), recipe.batch_size, group)
+        train = _finite(dataset.train, dataset.name)
+        self.labelled = _LabelledRows(recipe, dataset, model, options.device) if recipe.labels else None
+        unlabelled = train.x if self.labelled is None else train.x[self.labelled.others]
+        self.x = unlabelled.to(options.device)
+        self.batch_size = recipe.batch_size - (recipe.labelled_batch if self.labelled else 0)
+        _check_last_batch(model, len(self.x), self.batch_size, group)
         split = "test" if dataset.valid is None else "valid"
         self.bound_name = f"{split}_elbo"
         fixed = _run.fixed_split(dataset, split, recipe.binarize)
-        self.bound_x, self.bound_y = self._to_device(model, fixed)
-        self.bound_labels = fixed.y
+        self.bound_x, self.bound_labels = fixed.x.to(options.device), fixed.y
+        self.error_name = f"{split}_error"
         if state is not None:
             model.load_state_dict(state["model"])
-        elif recipe.start_at_mean:
-            model.start_at(self.x.mean(0).cpu())
+        else:
+            _run.start(model, recipe, self.x)
         self.loss = parallel(model.to(options.device), recipe.objective, group, options.device)
         self.model = model
         self.optimizer = torch.optim.Adam(
@@ -186,10 +199,6 @@ class _Training:
                 _run.warn_if_changed(state["environment"], self.environment)
         self.resumed = state is not None
 
-    def _to_device(self, model: GenerativeModel, split: data.Split) -> tuple[Tensor, Tensor | None]:
-        labels = split.y if model.num_classes else None
-        return split.x.to(self.options.device), None if labels is None else labels.to(self.options.device)
-
     def run(self) -> GenerativeModel:
         if self.group.rank > 0:
             while self.epoch < self.recipe.epochs:
@@ -201,9 +210,9 @@ class _Training:
         with Metrics(folder, self.metrics_bytes, self.epoch) as metrics:
             if not self.resumed:
                 self._save_state(metrics)  # before the other files, so that a folder with any of them can be resumed
-            _run.write_config(folder, self.recipe, self.environment, self.dataset.image_shape)
+            _run.write_config(folder, self.recipe, self.environment, self.dataset)
             _run.export(folder, self.model.state_dict(), self.epoch)
-            steps = math.ceil(len(self.x) / self.recipe.batch_size)
+            steps = math.ceil(len(self.x) / self.batch_size)
             bar = Progress(self.recipe.name, self.epoch, self.recipe.epochs, steps, self.options.progress)
             try:
                 self._train(metrics, bar)
@@ -213,7 +222,7 @@ class _Training:
         if self.options.figures:
             from dgmfast import plots
 
-            plots.draw_run(folder, self.model, data.Split(self.bound_x, self.bound_labels), self.dataset.image_shape)
+            plots.draw_run(folder, self.model, data.Split(self.bound_x, self.bound_labels), self.dataset)
         return self.model
 
     def _train(self, metrics: Metrics, bar: Progress) -> None:
@@ -233,24 +242,25 @@ class _Training:
         start, epoch, recipe = time.perf_counter(), self.epoch, self.recipe
         torch.manual_seed(derive_seed(recipe.seed, "torch", epoch, self.group.rank))
         x = self.x
-        if recipe.binarize and not self.dataset.binary:
-            x = data.binarize(x, derive_seed(recipe.seed, "binarize", epoch))
+        if recipe.binarize:
+            x = data.redraw(self.dataset, x, derive_seed(recipe.seed, "binarize", epoch))
         rate, beta = recipe.learning_rate_at(epoch), recipe.objective.beta(epoch)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
+        self.model.begin_epoch(epoch)
         self.model.train()
         terms = self._steps(x, beta, bar)
         self.epoch += 1
         record = {"epoch": self.epoch, "step": self.step, "lr": rate, "beta": beta, **terms}
         if self.epoch % recipe.eval_every == 0 and self.group.rank == 0:
-            record[self.bound_name] = self._bound()
+            record |= self._evaluate()
         return {**record, "seconds": round(time.perf_counter() - start, 3)}
 
     def _steps(self, x: Tensor, beta: float, bar: Progress | None) -> dict[str, float]:
         """All steps of an epoch; the mean over its rows of each term, in nats."""
-        seed, epoch, batch_size = self.recipe.seed, self.epoch, self.recipe.batch_size
+        seed, epoch = self.recipe.seed, self.epoch
         generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
-        batches = torch.randperm(len(x), generator=generator).to(x.device).split(batch_size)
+        batches = torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size)
         window: list[Tensor] = []
         sums, names = torch.zeros((), dtype=torch.float64), ["loss"]
         weights: list[float] = []
@@ -258,11 +268,14 @@ class _Training:
             begin, end = self.group.part(len(batch))
             rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
             share = (end - begin) / len(batch)
-            loss, terms = self.loss(
-                x[rows], None if self.y is None else self.y[rows], beta, derive_seed(seed, "noise", epoch, step), begin
-            )
+            labelled = None
+            if self.labelled is not None and not self.model.without_labels:
+                labelled = self.labelled.batch(self.step + step, self.group, len(batch))
+            loss, terms = self.loss(x[rows], None, beta, derive_seed(seed, "noise", epoch, step), begin, labelled)
             self.optimizer.zero_grad()
             (loss if self.group.size == 1 else loss * (share * self.group.size)).backward()  # the gradients are averaged
+            if self.recipe.max_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
             self.optimizer.step()
             window += (loss.detach(), *terms.values())
             weights.append(share * len(batch))
@@ -293,18 +306,22 @@ class _Training:
         return self.group.sum(torch.tensor(weights, dtype=torch.float64) @ values)
 
     @torch.no_grad()
-    def _bound(self) -> float:
-        """L_1 of the validation (else the test) split, in nats per row."""
+    def _evaluate(self) -> dict[str, Any]:
+        """On the validation (else the test) split: L_1 in nats per row, the KL of each unit, and the error in percent."""
         self.model.eval()
         objective, seed, total = Objective(), derive_seed(self.recipe.seed, "evaluate"), 0.0
         for first in range(0, len(self.bound_x), EVALUATION_ROWS):
             x = self.bound_x[first : first + EVALUATION_ROWS]
-            y = None if self.bound_y is None else self.bound_y[first : first + EVALUATION_ROWS]
-            total += float(objective.loss(self.model, x, y, 1.0, seed, first)[1]["elbo"]) * len(x)
+            total += float(objective.loss(self.model, x, None, 1.0, seed, first)[1]["elbo"]) * len(x)
         bound = total / len(self.bound_x)
         if not math.isfinite(bound):
             raise InputError(f"training stopped after epoch {self.epoch}: {self.bound_name} not finite; {INTACT}")
-        return bound
+        record: dict[str, Any] = {self.bound_name: bound}
+        if isinstance(self.model, LabelModel) and self.bound_labels is not None and not self.model.without_labels:
+            y = self.bound_labels.to(self.bound_x.device)
+            record[self.error_name] = evaluate.classification_error(self.model, self.bound_x, y, 1, seed)
+        units = evaluate.kl_units(self.model, self.bound_x[:EVALUATION_ROWS], seed)
+        return record | {"kl_units": {name: [round(value, 6) for value in kl.tolist()] for name, kl in units.items()}}
 
     def _save_state(self, metrics: Metrics) -> None:
         for name, value in self.model.state_dict().items():
@@ -322,6 +339,49 @@ class _Training:
         _run.save_state(self.options.folder, state)
 
 
+class _LabelledRows:
+    """The labelled rows, in passes of their own: each pass has its order and its draw of the data's noise."""
+
+    def __init__(self, recipe: Recipe, dataset: data.Dataset, model: GenerativeModel, device: torch.device) -> None:
+        if not isinstance(model, LabelModel):
+            raise InputError(f"labels must be 0 for {recipe.model['name']}, which takes none; got {recipe.labels}")
+        if dataset.train.y is None or dataset.classes is None:
+            raise InputError(f"labels must be 0 for {dataset.name}, whose rows have none; got {recipe.labels}")
+        if dataset.classes != model.num_classes:
+            raise InputError(f"model.num_classes must be {dataset.classes}, as in {dataset.name}; got {model.num_classes}")
+        chosen = data.few_labels(dataset.train.y, recipe.labels, derive_seed(recipe.seed, "labels"), dataset.classes)
+        mask = torch.ones(len(dataset.train.x), dtype=torch.bool)
+        mask[chosen] = False
+        self.others = mask.nonzero().flatten()
+        if len(self.others) == 0:
+            raise InputError(f"labels must leave rows without one; got {recipe.labels} of {len(mask)}")
+        self.x, self.y = dataset.train.x[chosen].to(device), dataset.train.y[chosen].to(device)
+        self.size, self.recipe, self.dataset = recipe.labelled_batch, recipe, dataset
+        self.alpha = recipe.objective.alpha * len(mask) / recipe.labels  # α = β (N_l + N_u)/N_l (App. A)
+        self.passed: tuple[int, Tensor, Tensor] | None = None
+
+    def batch(self, step: int, group: Group, unlabelled: int) -> Labelled:
+        """This process's labelled rows of training step `step`, counted from the beginning of the training."""
+        begin, end = group.part(self.size)
+        rows = range(step * self.size + begin, step * self.size + end)
+        parts = []
+        while rows:
+            index, first = divmod(rows[0], len(self.x))
+            x, y = self._pass(index)
+            parts.append((x[first : first + len(rows)], y[first : first + len(rows)]))
+            rows = rows[len(parts[-1][0]) :]
+        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Labelled(x, y, self.alpha, unlabelled + begin)
+
+    def _pass(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.passed is None or self.passed[0] != index:
+            seed = derive_seed(self.recipe.seed, "labelled", index)
+            x = data.redraw(self.dataset, self.x, seed) if self.recipe.binarize else self.x
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+            self.passed = index, x[order], self.y[order]
+        return self.passed[1:]
+
+
 def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:
     last = rows % batch_size or min(rows, batch_size)
     normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -333,7 +393,7 @@ def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group:
 
 
 def _finite(split: data.Split, name: str) -> data.Split:
-    finite = split.x.isfinite().all(1)
+    finite = split.x.isfinite().all(1) if split.x.is_floating_point() else torch.ones(len(split.x), dtype=torch.bool)
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise InputError(f"training stopped before epoch 1, step 1: x not finite in row {row} of the training data {name}")

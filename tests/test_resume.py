@@ -215,7 +215,7 @@ def test_a_flipped_byte_anywhere(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "got something else"), ({"model": {}}, "got something else"), ({"format": 99}, "checkpoint format 1; got 99")],
+    [([1, 2], "got something else"), ({"model": {}}, "got something else"), ({"format": 99}, "checkpoint format 2; got 99")],
 )
 def test_another_file_than_a_checkpoint(content, message, tmp_path):
     train.fit(recipe(epochs=1), tmp_path, dataset=dataset(), **QUIET)

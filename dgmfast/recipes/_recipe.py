@@ -21,13 +21,14 @@ BURDA_EPOCHS = 3280  # Σ_{i<8} 3^i
 class Schedule:
     """How the learning rate falls over the epochs.
 
-    name: "constant"; "step", times `factor` every `every` epochs; or "burda", times 10^{-i/7} for 3^i epochs, i = 0 … 7
-    (Burda et al. 2015), 3280 epochs in all, scaled to the number of epochs of the recipe.
+    name: "constant"; "step", times `factor` every `every` epochs after the first `after`; or "burda", times 10^{-i/7} for 3^i
+    epochs, i = 0 … 7 (Burda et al. 2015), 3280 epochs in all, scaled to the number of epochs of the recipe.
     """
 
     name: str = "constant"
     factor: float = 1.0
     every: int = 1
+    after: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in ("constant", "step", "burda"):
@@ -35,11 +36,12 @@ class Schedule:
         if not 0.0 < self.factor <= 1.0:
             raise InputError(f"schedule.factor must be above 0 and at most 1; got {self.factor}")
         _at_least(1, "schedule.every", self.every)
+        _at_least(0, "schedule.after", self.after)
 
     def scale(self, epoch: int, epochs: int) -> float:
         """What multiplies the learning rate in epoch `epoch` (0-based) of `epochs`."""
         if self.name == "step":
-            return self.factor ** (epoch // self.every)
+            return self.factor ** (max(0, epoch - self.after) // self.every)
         if self.name == "burda":
             position = epoch * BURDA_EPOCHS // epochs
             stage = max(i for i in range(BURDA_STAGES) if position >= (3**i - 1) // 2)
@@ -51,9 +53,12 @@ class Schedule:
 class Recipe:
     """A complete experiment: with the code's version and the machine it determines the trained parameters.
 
-    model: the model's "name" and its settings (x_dim follows from the data). data: a name that `data.load` knows. binarize: draw
-    new binary images from the grey levels every epoch. start_at_mean: let the untrained p(x|z) have the training data's mean.
-    eval_every: evaluate L_1 on the validation (else the test) split after every so many epochs.
+    model: the model's "name" and its settings (x_dim follows from the data, and num_classes where labels are used). data: a name
+    that `data.load` knows. max_norm: the gradient's largest Euclidean norm, to which a longer one is scaled down (0: any).
+    labels: how many training rows have their label, as many of each class; the others train without. labelled_batch: how many of
+    the batch_size rows of a batch are labelled ones. start_from: a run folder whose parameters to begin with. start_at_mean: let
+    the untrained p(x|z) have the training data's mean. binarize: draw new binary images from grey levels, or new noise on integer
+    levels, every epoch. eval_every: evaluate L_1 on the validation (else the test) split after every so many epochs.
     """
 
     name: str
@@ -64,9 +69,13 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Schedule = field(default_factory=Schedule)
+    max_norm: float = 0.0
     batch_size: int = 100
     epochs: int = 100
     seed: int = 0
+    labels: int = 0
+    labelled_batch: int = 0
+    start_from: str = ""
     start_at_mean: bool = False
     binarize: bool = True
     eval_every: int = 1
@@ -86,8 +95,13 @@ class Recipe:
         _at_least(0, "epochs", self.epochs)
         _at_least(0, "seed", self.seed)
         _at_least(1, "eval_every", self.eval_every)
+        _at_least(0, "labels", self.labels)
+        if self.labels and not 0 < self.labelled_batch < self.batch_size:
+            raise InputError(f"labelled_batch must lie in 1..{self.batch_size - 1}, below batch_size; got {self.labelled_batch}")
         if not (0.0 < self.learning_rate < math.inf and 0.0 < self.eps < math.inf):
             raise InputError(f"learning_rate and eps must be positive; got {self.learning_rate} and {self.eps}")
+        if not self.max_norm >= 0.0:
+            raise InputError(f"max_norm must be at least 0; got {self.max_norm}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise InputError(f"betas must lie in [0, 1); got {list(self.betas)}")
 
