@@ -6,9 +6,10 @@ from dgmfast.errors import InputError
 from dgmfast.models import MODELS
 from dgmfast.recipes._burda import BURDA
 from dgmfast.recipes._digits import DIGITS
+from dgmfast.recipes._family import FAMILY
 from dgmfast.recipes._recipe import Recipe, unknown
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA, *FAMILY)}
 
 
 def names() -> list[str]:
