@@ -5,10 +5,12 @@ from dgmfast.models.adgm import ADGM
 from dgmfast.models.avae import AVAE
 from dgmfast.models.base import Elbo, GenerativeModel, LabelModel, Latent, Noise, Terms
 from dgmfast.models.cagem import CaGeM
+from dgmfast.models.label_lvae import LabelLVAE
 from dgmfast.models.labels import LABEL_SUMS, GumbelSoftmax, LabelSum, SampledLabel, SparseSum
-from dgmfast.models.lvae import LVAE
+from dgmfast.models.lvae import LVAE, AuxiliaryLVAE
 from dgmfast.models.m1m2 import M1M2
 from dgmfast.models.m2 import M2
+from dgmfast.models.potential import Potential
 from dgmfast.models.sdgm import SDGM
 from dgmfast.models.vae import VAE
 
@@ -21,6 +23,9 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "sdgm": SDGM,
     "lvae": LVAE,
     "cagem": CaGeM,
+    "lvae-auxiliary": AuxiliaryLVAE,
+    "lvae-label": LabelLVAE,
+    "potential": Potential,
 }
 
 
@@ -49,14 +54,17 @@ __all__ = [
     "MODELS",
     "SDGM",
     "VAE",
+    "AuxiliaryLVAE",
     "CaGeM",
     "Elbo",
     "GenerativeModel",
     "GumbelSoftmax",
+    "LabelLVAE",
     "LabelModel",
     "LabelSum",
     "Latent",
     "Noise",
+    "Potential",
     "SampledLabel",
     "SparseSum",
     "Terms",

@@ -270,12 +270,9 @@ class LabelModel(GenerativeModel):
         """The label of a draw: y itself, or its sum over log q(y|·) [B, 1 or k, Y]."""
         return Observed(y) if isinstance(y, Tensor) else (y or LabelSum()).bind(log_qy, k, noise, LABEL_STREAM)
 
-    def prior_label(self, n: int, noise: Noise, y: Tensor | None) -> Tensor:
-        """y, or n draws from p(y), [n]."""
-        if y is not None:
-            return y
-        log_py = self.log_py().expand(n, 1, -1)
-        return SampledLabel().bind(log_py.detach(), 1, noise, LABEL_STREAM).y.squeeze(1)  # type: ignore[attr-defined]
+    def sampled_label(self, log_py: Tensor, noise: Noise, y: Tensor | None) -> Labels:
+        """For sampling from the model: y [n], or draws from p(y|·), given as log p(y|·) [n, 1, Y]."""
+        return self.bind(SampledLabel() if y is None else y, log_py.detach(), 1, noise)
 
     @torch.no_grad()
     def classify(self, x: Tensor, k: int = 1, seed: int | Tensor = 0, by: str = "q", first_row: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
-from dgmfast.models.labels import Labels, LabelSum, SampledLabel
+from dgmfast.models.labels import Labels, LabelSum
 from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, choose
 
 Z1, Z2 = 0, 1  # noise streams
@@ -104,8 +104,7 @@ class CaGeM(LabelModel):
 
     def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|y, z₁), [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
-        log_py = self.p_y(z2).detach()
-        labels = self.bind(SampledLabel() if y is None else y, log_py, 1, noise)
+        labels = self.sampled_label(self.p_y(z2), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
         return self.output.mean(self.p_x(z1, labels)).squeeze(1)
 

@@ -48,7 +48,7 @@ class Labels:
         return noise.gaussian((mean.expand(shape), log_var.expand(shape)), 1, stream)
 
     def prior(self, log_py: Tensor) -> Tensor:
-        """log p(y) of the labels in play, from log p(y) of all [..., Y], which may be labelled itself."""
+        """log p(y) of the labels in play, from that of all: [Y], label-free [B, k, Y], or labelled [B, k, Y, Y]."""
         raise NotImplementedError
 
     def mean(self, term: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class _Every(Labels):
         return z.unflatten(1, (k, classes)), log_q.unflatten(1, (k, classes))
 
     def prior(self, log_py: Tensor) -> Tensor:
-        return log_py if log_py.dim() == 1 else log_py.diagonal(dim1=-2, dim2=-1)
+        return log_py.diagonal(dim1=-2, dim2=-1) if log_py.dim() == 4 else log_py
 
     def mean(self, term: Tensor) -> Tensor:
         return term if term.dim() == 2 else (self.log_qy.exp() * term).sum(-1)
@@ -185,8 +185,8 @@ class _Kept(Labels):
         return z.squeeze(1), log_q.squeeze(1)
 
     def prior(self, log_py: Tensor) -> Tensor:
-        if log_py.dim() > 1:
-            raise InputError("the sparse sum needs a p(y) that depends on no latent: take the exact sum")
+        if log_py.dim() == 2:
+            raise InputError("the sparse sum needs a p(y|·) whose parents do not depend on y: take the exact sum")
         return log_py  # of all labels: its mean and the entropy are exact
 
     def mean(self, term: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class _Soft(Labels):
         return activate(activation, F.linear(h, weight) + F.linear(self.y, label_weight) + bias)
 
     def prior(self, log_py: Tensor) -> Tensor:
-        return log_py
+        return log_py  # a p(y|·) whose parents depend on the label is taken at those of the soft one
 
     def kl(self, log_py: Tensor) -> Tensor:
         return -ops.marginalize_labels(self.log_qy, log_py)

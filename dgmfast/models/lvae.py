@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
 from dgmfast.models.base import Encoding, Label, Latent, Noise
+from dgmfast.models.noise import Gaussian
 from dgmfast.models.vae import VAE
-from dgmfast.nn import MLP, GaussianHead
+from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP
 
 
 class LVAE(VAE):
@@ -43,21 +45,70 @@ class LVAE(VAE):
             self.q.append(GaussianHead(n_in, size, self.settings["head"], self.settings["norm_head"]))
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
-        encoding, d = {}, x
-        for i, (up, q) in enumerate(zip(self.up, self.q, strict=True), start=1):
-            d = up(d)
-            encoding[f"mean{i}"], encoding[f"log_var{i}"] = q(d)
+        encoding = {}
+        for i, (mean, log_var) in enumerate(climb(self.up, self.q, x), start=1):
+            encoding[f"mean{i}"], encoding[f"log_var{i}"] = mean, log_var
         return encoding
 
     def infer(self, encoding: Encoding, k: int, noise: Noise) -> dict[str, Latent]:
-        latents: dict[str, Latent] = {}
-        for i in range(len(self.latent), 0, -1):
-            q, p = (encoding[f"mean{i}"].unsqueeze(1), encoding[f"log_var{i}"].unsqueeze(1)), None
-            if i == len(self.latent):
-                z, log_q = noise.gaussian((encoding[f"mean{i}"], encoding[f"log_var{i}"]), k, stream=i - 1)
-            else:
-                p = self.p[i - 1](z)
-                q = ops.gaussian_merge(*q, *p)
-                z, log_q = noise.gaussian(q, 1, stream=i - 1)
-            latents[f"z{i}"] = Latent(z, log_q, q, p, exact=True)
-        return dict(reversed(latents.items()))
+        layers = range(1, len(self.latent) + 1)
+        return self._descend(
+            [(encoding[f"mean{i}"].unsqueeze(1), encoding[f"log_var{i}"].unsqueeze(1)) for i in layers], k, noise
+        )
+
+    def _descend(self, q_hat: list[Gaussian], k: int, noise: Noise) -> dict[str, Latent]:
+        """z_L … z_1 from the top down, given q̂ of z₁ … z_L, each for 1 or k samples of a row."""
+        mean, log_var = q_hat[-1]
+        top: Gaussian = (mean.expand(-1, k, -1), log_var.expand(-1, k, -1))
+        latents = [Latent(*noise.gaussian(top, 1, stream=len(q_hat) - 1), q_hat[-1], exact=True)]
+        for i in range(len(q_hat) - 2, -1, -1):
+            p = self.p[i](latents[-1].z)
+            q = ops.gaussian_merge(*q_hat[i], *p)
+            latents.append(Latent(*noise.gaussian(q, 1, stream=i), q, p, exact=True))
+        return {f"z{i + 1}": latent for i, latent in enumerate(reversed(latents))}
+
+
+def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
+    """q̂(z_n) = head_n(d_n), d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
+    q_hat = []
+    for mlp, head in zip(up, heads, strict=True):
+        d = mlp(d)
+        q_hat.append(head(d))
+    return q_hat
+
+
+class AuxiliaryLVAE(LVAE):
+    """The LVAE with an auxiliary variable: q(a|x) before the upward pass, which sees [x, a], and p(a|z₁ … z_L).
+
+    Thesis §7 proposes it. auxiliary: the size of a. Other arguments as for LVAE.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        latent: Sequence[int] = (64, 32, 16, 8, 4),
+        hidden: Sequence[Sequence[int]] = ((512, 512), (256, 256), (128, 128), (64, 64), (32, 32)),
+        auxiliary: int = 64,
+        activation: str = "leaky_relu",
+        likelihood: str = "bernoulli",
+        head: str = "softplus",
+        batch_norm: bool = True,
+        norm_heads: bool = True,
+    ) -> None:
+        super().__init__(x_dim, latent, hidden, activation, likelihood, head, batch_norm, norm_heads)
+        self.q_a = GaussianMLP(x_dim, hidden[0], auxiliary, **self.settings)
+        self.p_a = GaussianMLP(sum(latent), hidden[0][::-1], auxiliary, **self.settings)
+        self.first = ConditionalMLP(auxiliary, hidden[0], activation, batch_norm, n_context=x_dim)
+        self.up[0] = nn.Identity()  # `first` is the upward pass's first MLP
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        mean, log_var = self.q_a(x)
+        return {"mean": mean, "log_var": log_var, "context": self.first.context(x)}
+
+    def infer(self, encoding: Encoding, k: int, noise: Noise) -> dict[str, Latent]:
+        q_a = encoding["mean"], encoding["log_var"]
+        a, log_q = noise.gaussian(q_a, k, stream=len(self.latent))
+        d = self.first(a, None, encoding["context"])
+        latents = self._descend(climb(self.up, self.q, d), k, noise)
+        p_a = self.p_a(torch.cat([latent.z for latent in latents.values()], -1))
+        return {**latents, "a": Latent(a, log_q, (q_a[0].unsqueeze(1), q_a[1].unsqueeze(1)), p_a)}

@@ -88,6 +88,6 @@ class M1M2(LabelModel):
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = self.prior_logits.new_zeros(n, self.latent[1])
         z2, _ = noise.gaussian((zeros, zeros), 1, Z2)
-        labels = self.bind(self.prior_label(n, noise, y), z2, 1, noise)
+        labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
         return self.output.mean(self.m1.decoder(z1)).squeeze(1)

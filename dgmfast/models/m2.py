@@ -57,5 +57,5 @@ class M2(LabelModel):
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = self.prior_logits.new_zeros(n, self.latent)
         z, _ = noise.gaussian((zeros, zeros), 1, stream=0)
-        labels = self.bind(self.prior_label(n, noise, y), z, 1, noise)
+        labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         return self.output.mean(self.p_x(z, labels)).squeeze(1)

@@ -50,7 +50,7 @@ class SDGM(ADGM):
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = self.prior_logits.new_zeros(n, self.latent)
         z, _ = noise.gaussian((zeros, zeros), 1, Z)
-        labels = self.bind(self.prior_label(n, noise, y), z, 1, noise)
+        labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         assert self.p_a is not None
         a, _ = noise.gaussian(self.p_a(z, labels), 1, A)
         return self.output.mean(self._decode(z, labels, a)).squeeze(1)

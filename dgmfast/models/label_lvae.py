@@ -1,0 +1,91 @@
+"""The ladder VAE with CaGeM's discrete variable (thesis §7 proposes it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dgmfast import ops
+from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.lvae import climb
+from dgmfast.models.vae import check_sizes
+from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead, choose
+
+
+class LabelLVAE(LabelModel):
+    """p(z_L) p(y|z_L) Π_{i<L} p(z_i|z_{i+1}, y) p(x|z₁, y) with q(z_L|x) q(y|z_L, x) and the LVAE's merges below.
+
+    All labels share z_L; each has its own way down, on which every layer's KL is exact. num_classes: of the labels, or of the
+    clusters where there are none. Other arguments as for LVAE; at least two layers.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_classes: int = 10,
+        latent: Sequence[int] = (64, 32),
+        hidden: Sequence[Sequence[int]] = ((512, 512), (256, 256)),
+        activation: str = "leaky_relu",
+        likelihood: str = "bernoulli",
+        head: str = "softplus",
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__(num_classes)
+        check_sizes(x_dim, latent, hidden)
+        self.x_dim, self.latent = x_dim, tuple(latent)
+        layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
+        self.up, self.q, self.p = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        n_in = x_dim
+        for size, widths in zip(latent, hidden, strict=True):
+            mlp = MLP(n_in, widths, **layers)
+            n_in = mlp.n_out
+            self.up.append(mlp)
+            self.q.append(GaussianHead(n_in, size, head, batch_norm))
+        for i in range(1, len(latent)):
+            self.p.append(
+                ConditionalGaussian(latent[i], hidden[i][::-1], latent[i - 1], head=head, num_classes=num_classes, **layers)
+            )
+        self.q_y = ConditionalCategorical(latent[-1], hidden[-1], num_classes, n_context=x_dim, **layers)
+        self.p_y = ConditionalCategorical(latent[-1], hidden[-1], num_classes, **layers)
+        self.p_x = ConditionalMLP(latent[0], hidden[0][::-1], num_classes=num_classes, **layers)
+        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        encoding = {"q_y": self.q_y.context(x)}
+        for i, (mean, log_var) in enumerate(climb(self.up, self.q, x), start=1):
+            encoding[f"mean{i}"], encoding[f"log_var{i}"] = mean.unsqueeze(1), log_var.unsqueeze(1)
+        return encoding
+
+    def _top(self, encoding: Encoding, k: int, noise: Noise) -> Latent:
+        top = len(self.latent)
+        q = encoding[f"mean{top}"], encoding[f"log_var{top}"]
+        return Latent(*noise.gaussian((q[0].squeeze(1), q[1].squeeze(1)), k, stream=top - 1), q, exact=True)
+
+    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        return self.q_y(self._top(encoding, k, noise).z, encoding["q_y"])
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        latents = [self._top(encoding, k, noise)]
+        z = latents[0].z
+        log_qy, log_py = self.q_y(z, encoding["q_y"]), self.p_y(z)
+        labels = self.bind(y, log_qy, k, noise)
+        for i in range(len(self.p), 0, -1):
+            p = self.p[i - 1](z, labels)
+            q = ops.gaussian_merge(labels.each(encoding[f"mean{i}"]), labels.each(encoding[f"log_var{i}"]), *p)
+            z, log_q = labels.gaussian(noise, q, k, stream=i - 1)
+            latents.append(Latent(z, log_q, q, p, exact=True))
+        decoded = self.p_x(z, labels)
+        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
+        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
+        named = {f"z{i + 1}": latent for i, latent in enumerate(reversed(latents))}
+        return Terms(decoded, log_px, named, labels, labels.prior(log_py), entropies)
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        zeros = self.prior_logits.new_zeros(n, self.latent[-1])
+        z, _ = noise.gaussian((zeros, zeros), 1, stream=len(self.p))
+        labels = self.sampled_label(self.p_y(z), noise, y)
+        for i in range(len(self.p), 0, -1):
+            z, _ = noise.gaussian(self.p[i - 1](z, labels), 1, stream=i - 1)
+        return self.output.mean(self.p_x(z, labels)).squeeze(1)

@@ -1,0 +1,75 @@
+"""An auxiliary variational fit of a two-dimensional density (thesis §4.3; App. A §4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dgmfast import ops
+from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
+from dgmfast.nn import GaussianMLP
+
+LOG_Z = 1.8775  # log ∫ exp(−U(z)) dz
+A, Z = 0, 1  # noise streams
+
+
+class Potential(GenerativeModel):
+    """q(a) q(z|a), with p(a|z), fitted to p(z) ∝ exp(−U(z)): the AVAE whose data is a density (eq. 4.18).
+
+    U(z) = ½ ((‖z‖ − 2)/0.4)² − log(e^{−½((z₁−2)/0.6)²} + e^{−½((z₁+2)/0.6)²}), a ring of two modes. The bound is on log Z = 1.8775;
+    one above log Z − log 2 proves that q covers both modes, because a q of one mode cannot reach it. The rows of x only count.
+
+    auxiliary: the size of a. hidden: the widths of both networks. uninformed: p(a) = N(0, I) instead of p(a|z).
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 1,
+        auxiliary: int = 4,
+        hidden: Sequence[int] = (20, 20, 20),
+        activation: str = "tanh",
+        uninformed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.x_dim = x_dim
+        self.q_a = nn.Parameter(torch.zeros(2, auxiliary))  # mean and log-variance
+        self.q_z = GaussianMLP(auxiliary, hidden, 2, activation)
+        self.p_a = None if uninformed else GaussianMLP(2, hidden, auxiliary, activation)
+
+    @staticmethod
+    def log_target(z: Tensor) -> Tensor:
+        """−U(z): [..., 2] -> [...]."""
+        first = z[..., 0]
+        modes = torch.logaddexp(-0.5 * ((first - 2.0) / 0.6) ** 2, -0.5 * ((first + 2.0) / 0.6) ** 2)
+        radius = (z.square().sum(-1) + 1e-12).sqrt()  # with a gradient at 0
+        return modes - 0.5 * ((radius - 2.0) / 0.4) ** 2
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        mean, log_var = self.q_a.unsqueeze(1).expand(-1, len(x), -1)
+        return {"mean": mean, "log_var": log_var}
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        q_a = encoding["mean"], encoding["log_var"]
+        a, log_q_a = noise.gaussian(q_a, k, A)
+        q_z = self.q_z(a)
+        z, log_q_z = noise.gaussian(q_z, 1, Z)
+        p_a = None if self.p_a is None else self.p_a(z)
+        latents = {
+            "a": Latent(a, log_q_a, (q_a[0].unsqueeze(1), q_a[1].unsqueeze(1)), p_a, exact=p_a is None),
+            "z": Latent(z, log_q_z, q_z),
+        }
+        # exp(−U) stands for p(x|z) p(z): what z's prior N(0, I) adds comes off again
+        return Terms(z, self.log_target(z) - ops.gaussian_log_prob(z), latents)
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        raise TypeError("a potential has no p(x|z) to sample from: sample_q draws from q(z)")
+
+    @torch.no_grad()
+    def sample_q(self, n: int, seed: int = 0) -> Tensor:
+        """n draws from q(z) = ∫ q(a) q(z|a) da, [n, 2]."""
+        noise = Noise(seed)
+        a, _ = noise.gaussian((self.q_a[:1], self.q_a[1:]), n, A)
+        z, _ = noise.gaussian(self.q_z(a), 1, Z)
+        return z.squeeze(0)
