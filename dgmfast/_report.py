@@ -17,7 +17,7 @@ from torch import Tensor
 from dgmfast._files import write_atomically
 from dgmfast.errors import InputError
 from dgmfast.evaluate import LogLikelihood, log_likelihood
-from dgmfast.models.base import GenerativeModel
+from dgmfast.models.base import GenerativeModel, Label
 
 MIDDLE_K = 50
 
@@ -57,7 +57,7 @@ def bounds(
     x: Tensor,
     k: int,
     seed: int = 0,
-    y: Tensor | None = None,
+    y: Label = None,
     chunk: int | None = None,
     progress: bool = False,
 ) -> Bounds:

@@ -3,7 +3,7 @@
 from dgmfast.plots._canvas import COLORS, MARKERS
 from dgmfast.plots._compare import bound_curves, bounds_by_depth, bounds_by_labels, draw_comparison, error_curves
 from dgmfast.plots._curves import kl_layers, kl_units, training_curve
-from dgmfast.plots._images import ImageShape, Layout, analogies, reconstructions, samples, z2_grid
+from dgmfast.plots._images import ImageShape, Layout, analogies, layout_of_run, reconstructions, samples, z2_grid
 from dgmfast.plots._latents import confusion_matrix, decision_regions, latent_space, potential
 from dgmfast.plots._run import draw_run
 
@@ -24,6 +24,7 @@ __all__ = [
     "kl_layers",
     "kl_units",
     "latent_space",
+    "layout_of_run",
     "potential",
     "reconstructions",
     "samples",

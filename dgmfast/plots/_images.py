@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgmfast.data import Dataset, full_images
+from dgmfast._run import CONFIG
+from dgmfast.data import Dataset, full_images, load
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel, LabelModel, Noise
 from dgmfast.models.cagem import CaGeM
 from dgmfast.plots._canvas import new_figure, save, scatter
+from dgmfast.recipes import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +65,24 @@ class Layout:
         x = x.detach().cpu().float()
         images = full_images(self.pixels, self.shape, (x if self.unit is None else x * self.unit).clamp(0.0, 1.0))
         return torch.cat([images[:, :1], images[:, 1:]], 3) if self.shape[0] == 2 else images
+
+
+def layout_of_run(folder: str | Path, recipe: Recipe, data_dir: str | Path | None = None) -> Layout | None:
+    """The layout of a run's rows, from its config.json; the data set is read where levels of a Gaussian p(x|·) have units.
+
+    Raises:
+        InputError: config.json, or that data set, cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+        shape = config.get("image_shape") or config.get("full_shape")
+        pixels = torch.tensor(config["pixels"]) if config.get("pixels") else None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: expected the settings of a run; got {error}") from error
+    if shape and recipe.model.get("likelihood") == "gaussian":
+        return Layout.of(load(recipe.data, data_dir))
+    return Layout(tuple(shape), pixels) if shape else None
 
 
 def samples(

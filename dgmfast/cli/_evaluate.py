@@ -1,0 +1,146 @@
+"""dgmfast evaluate, classify and sample."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dgmfast import _classify, _report, _run, data, models
+from dgmfast._distributed import resolve_device
+from dgmfast._files import write_atomically
+from dgmfast.cli._group import DATA_DIR, DEVICE, RUN, THREADS, click
+from dgmfast.errors import InputError
+from dgmfast.models.base import Label
+
+LABELS = {
+    "exact": "log p(x), summed exactly over the label",
+    "sampled": "log p(x), with a label drawn from q(y|·) per sample",
+    "given": "log p(x, y) with the label given",
+}
+SPLIT = click.option("--split", default="test", show_default=True, help="train, valid or test.")
+
+
+@click.command()
+@RUN
+@click.option("--iw", "k", default=5000, show_default=True, help="Importance samples K.")
+@click.option(
+    "--labels",
+    type=click.Choice(list(LABELS)),
+    help="A model's label: summed over exactly, drawn once per sample (as most published L_K), or given [exact].",
+)
+@SPLIT
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many rows.")
+@click.option("--chunk", type=click.IntRange(1), help="Rows x samples at a time (chosen from the free memory).")
+@click.option("--seed", default=0, show_default=True, help="Of the importance samples.")
+@DATA_DIR
+@DEVICE
+@THREADS
+@click.option("--progress/--no-progress", default=True)
+def evaluate(
+    folder: Path,
+    k: int,
+    labels: str | None,
+    split: str,
+    limit: int | None,
+    chunk: int | None,
+    seed: int,
+    data_dir: Path | None,
+    device: str,
+    progress: bool,
+) -> None:
+    """Evaluate L_1, L_50 and L_K of a run; writes evaluation.json and evaluation.npz into its folder."""
+    place = resolve_device(device)
+    run = _run.open_run(folder, place)
+    if run.model.num_classes is None and labels is not None:
+        raise InputError(f"--labels is for models with a label; got {labels} for {run.recipe.model['name']}")
+    fixed = _run.fixed_split(data.load(run.recipe.data, data_dir), split, run.recipe.binarize)
+    x = fixed.x[:limit].to(place)
+    settings = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split, "k": k, "seed": seed}
+    y: Label = None
+    if run.model.num_classes is not None:
+        settings["labels"] = labels = labels or "exact"
+        y = _label(labels, fixed.y, limit, f"{run.recipe.data} {split}")
+        y = y.to(place) if isinstance(y, Tensor) else y
+    result = _report.bounds(run.model, x, k, seed, y, chunk, progress)
+    _report.write(folder, settings | {"test_seed": _run.TEST_SEED, "environment": _run.environment(place, 1)}, result)
+    told = f"; {LABELS[labels]}" if labels else ""
+    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}{told}; nats per row, ± standard errors")
+    click.echo(_report.table(result.summary(), len(x)))
+    click.echo(f"L_{k} took {result.seconds:.1f} s; per-row values are in {folder / 'evaluation.npz'}")
+
+
+def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label:
+    if labels != "given":
+        return models.SampledLabel() if labels == "sampled" else models.LabelSum()
+    if y is None:
+        raise InputError(f"--labels given needs rows with labels; {rows} has none")
+    return y[:limit]
+
+
+@click.command()
+@RUN
+@click.option(
+    "--by",
+    type=click.Choice(_classify.WAYS),
+    help="q(y|x), p(y|x) of the bounds, both together, or CaGeM's cascade [q; of a CaGeM cascade].",
+)
+@click.option("--samples", default=10, show_default=True, type=click.IntRange(1), help="Draws of the latents per row.")
+@SPLIT
+@click.option("--out", type=click.Path(path_type=Path), help="The table of the rows [RUN/classification.csv].")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@DATA_DIR
+@DEVICE
+@THREADS
+def classify(
+    folder: Path,
+    by: str | None,
+    samples: int,
+    split: str,
+    out: Path | None,
+    seed: int,
+    data_dir: Path | None,
+    device: str,
+) -> None:
+    """Classify the rows of a split: the error, a confusion matrix, and the probabilities of every row as CSV."""
+    from dgmfast import plots
+
+    run = _run.open_run(folder, resolve_device(device))
+    result = _classify.classify(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by)
+    told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
+    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}, by {result.by}: {told}")
+    figure = plots.confusion_matrix(result.confusion, folder / _run.FIGURES / "confusion.png", title=told.capitalize())
+    settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split}
+    settings |= {"samples": samples, "seed": seed}
+    _classify.write_summary(folder / "classification.json", settings, result)
+    out = out or folder / "classification.csv"
+    _classify.write_rows(out, result)
+    click.echo(f"wrote {out}, {folder / 'classification.json'} and {figure}")
+
+
+@click.command()
+@RUN
+@click.option("--n", default=100, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--out", type=click.Path(path_type=Path), help="The figure [RUN/samples.png].")
+@click.option("--npz", type=click.Path(path_type=Path), help="Write the values, [n, D], too.")
+@click.option("--seed", default=0, show_default=True)
+@DATA_DIR
+@THREADS
+def sample(folder: Path, n: int, out: Path | None, npz: Path | None, seed: int, data_dir: Path | None) -> None:
+    """Draw samples from a run's model: a grid of images, and the values with --npz."""
+    from dgmfast import plots
+
+    run = _run.open_run(folder)
+    if npz is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, x=run.model.sample(n, seed=seed).numpy())
+        write_atomically(npz, buffer.getvalue())
+        click.echo(f"wrote {npz}")
+    layout = plots.layout_of_run(folder, run.recipe, data_dir)
+    if layout is not None:
+        click.echo(f"wrote {plots.samples(run.model, out or folder / 'samples.png', layout, n=n, seed=seed)}")
+    elif out is not None or npz is None:
+        raise InputError(f"the rows of {run.recipe.data} are not images: write them with --npz")

@@ -1,0 +1,95 @@
+"""The group of commands: its one-line errors, and the options that several commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+try:
+    import click
+except ImportError:  # an extra, like all that only the command line needs
+    sys.stderr.write("Error: the command line needs the extra `train`: pip install 'dgmfast[train]'\n")
+    raise SystemExit(2) from None
+import torch
+
+from dgmfast import __version__
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end every foreseeable error with one line instead of a traceback."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        run: Callable[..., Any] = super().main
+        if not standalone_mode:
+            return run(*arguments, standalone_mode=False, **named)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning  # type: ignore[assignment]
+            try:
+                code = run(*arguments, standalone_mode=False, **named)
+            except click.exceptions.NoArgsIsHelpError as error:
+                error.show()
+                code = error.exit_code
+            except click.ClickException as error:
+                code = _fail(error.format_message())
+            except (click.Abort, KeyboardInterrupt):
+                code = INTERRUPTED
+            except ImportError as error:
+                code = _fail(f"{error}; the command line needs the extra `train`: pip install 'dgmfast[train]'")
+            except (OSError, ValueError, TypeError, MemoryError) as error:
+                code = _fail(str(error) or type(error).__name__)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                code = _fail(f"out of memory: {str(error).splitlines()[0]}")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    if is_main():
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+    return USER_ERROR
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Torch has a class for it on CUDA only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def is_main() -> bool:
+    """Under torchrun one process speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _one_line_warning(message: Warning | str, *details: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def _set_threads(context: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        torch.set_num_threads(value)
+
+
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    callback=_set_threads,
+    expose_value=False,
+    help="Threads to compute with [all cores].",
+)
+RUN = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+DATA_DIR = click.option(
+    "--data-dir", envvar="DGMFAST_DATA_DIR", type=click.Path(path_type=Path), help="Folder of the data sets [DGMFAST_DATA_DIR]."
+)
+DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+
+
+@click.group(cls=OneLineErrors)
+@click.version_option(__version__, prog_name="dgmfast")
+def main() -> None:
+    """Deep generative models: fused ops, exact bounds, log p(x) in constant memory."""

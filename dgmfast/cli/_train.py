@@ -1,0 +1,87 @@
+"""dgmfast train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgmfast import _run, recipes, train
+from dgmfast.cli._group import DATA_DIR, DEVICE, THREADS, click, is_main
+from dgmfast.errors import InputError
+
+
+@click.command(name="train")
+@click.argument("name", metavar="[RECIPE_OR_MODEL]", required=False)
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
+@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
+@click.option("--data", "dataset", help="Train on this data set instead of the recipe's.")
+@DATA_DIR
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", type=float)
+@click.option("--seed", type=int)
+@click.option("--k", type=int, help="Importance samples inside the logarithm of the objective.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting, such as model.latent=[100,50].")
+@DEVICE
+@THREADS
+@click.option("--checkpoint-every", type=int, default=10, show_default=True, help="Epochs between two checkpoints.")
+@click.option("--checkpoint-minutes", type=float, default=10.0, show_default=True, help="Most minutes between two checkpoints.")
+@click.option("--progress/--no-progress", default=True)
+@click.option("--figures/--no-figures", default=True, help="Draw figures at the end.")
+def train_command(
+    name: str | None,
+    folder: Path | None,
+    resume: bool,
+    dataset: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    k: int | None,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a recipe, or a model on --data, in a new run folder.
+
+    With --resume, continue the run in --out (or runs/NAME); --epochs extends it. Under torchrun, all processes train together.
+    """
+    shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed, "objective.k": k}
+    changes = {path: value for path, value in shortcuts.items() if value is not None} | parse_settings(settings)
+    recipe = recipes.one_of(name, dataset) if name else None
+    if folder is None:
+        if recipe is None:
+            raise click.UsageError(f"name a recipe ({', '.join(recipes.names())}) or a model, or give --resume with --out")
+        folder = Path("runs") / recipe.name
+    try:
+        if resume and (recipe is None or _run.holds_run(folder)):
+            if recipe is not None:
+                changes.setdefault("name", recipe.name)
+            if dataset is not None:
+                changes["data"] = dataset
+            train.resume(folder, changes, **options)
+        elif recipe is not None:
+            if resume and is_main():
+                click.echo(f"{folder} holds no checkpoint yet: starting from the beginning", err=True)
+            train.fit(recipe.override(changes), folder, **options)
+        else:
+            raise click.UsageError(f"name a recipe ({', '.join(recipes.names())}) or a model to begin a run")
+    except KeyboardInterrupt:
+        if is_main():
+            click.echo(f"\nInterrupted; continue from the last checkpoint with: dgmfast train --out {folder} --resume", err=True)
+        raise
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a dict; a value that is not JSON is a string."""
+    changes = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set takes NAME=VALUE, such as model.latent=[100,50]; got {text!r}")
+        try:
+            changes[path.strip()] = json.loads(value)
+        except ValueError:
+            changes[path.strip()] = value
+    return changes
