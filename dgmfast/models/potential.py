@@ -18,7 +18,7 @@ A, Z = 0, 1  # noise streams
 class Potential(GenerativeModel):
     """q(a) q(z|a), with p(a|z), fitted to p(z) ∝ exp(−U(z)): the AVAE whose data is a density (eq. 4.18).
 
-    U(z) = ½ ((‖z‖ − 2)/0.4)² − log(e^{−½((z₁−2)/0.6)²} + e^{−½((z₁+2)/0.6)²}), a ring of two modes. The bound is on log Z = 1.8775;
+    U(z) = ½ ((‖z‖ − 2)/0.4)² − log(e^{−½((z₁−2)/0.6)²} + e^{−½((z₁+2)/0.6)²}). The bound is on log Z = 1.8775;
     one above log Z − log 2 proves that q covers both modes, because a q of one mode cannot reach it. The rows of x only count.
 
     auxiliary: the size of a. hidden: the widths of both networks. uninformed: p(a) = N(0, I) instead of p(a|z).
