@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmfast import _run, data, evaluate
+from dgmfast import _run, data, evaluate, models
 from dgmfast._distributed import Group, parallel, process_group, resolve_device
 from dgmfast._files import disk_errors
 from dgmfast._logs import Metrics, Progress
@@ -92,7 +92,8 @@ def fit(
 def _complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     """The recipe with what follows from the data: the model's size, and the number of classes where labels are used."""
     follows: dict[str, Any] = {"x_dim": dataset.train.x.shape[1]}
-    if recipe.labels and dataset.classes is not None:
+    kind = models.MODELS.get(recipe.model["name"], GenerativeModel)
+    if recipe.labels and dataset.classes is not None and issubclass(kind, LabelModel):
         follows["num_classes"] = dataset.classes
     return replace(recipe, model={**follows, **recipe.model})
 

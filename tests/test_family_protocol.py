@@ -245,7 +245,6 @@ def test_class_priors_that_are_refused(prior):
             make(variant, class_prior=prior)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="torch's own error for text escapes `create`")
 def test_a_class_prior_of_text_is_refused():
     with pytest.raises(InputError, match="class_prior must"):
         make("m2", class_prior=("a", "b", "c"))

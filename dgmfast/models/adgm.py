@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
 from dgmfast.models.labels import Labels
-from dgmfast.models.vae import check_flags
+from dgmfast.models.vae import check_flags, check_widths
 from dgmfast.nn import (
     OUTPUTS,
     ConditionalCategorical,
@@ -47,6 +47,7 @@ class ADGM(LabelModel):
         class_prior: str | Sequence[float] = "uniform",
     ) -> None:
         super().__init__(num_classes, class_prior)
+        check_widths(x_dim=x_dim, latent=latent, auxiliary=auxiliary, hidden=hidden)
         check_flags(auxiliary_sees_x=auxiliary_sees_x, deterministic=deterministic, batch_norm=batch_norm)
         self.x_dim, self.latent, self.deterministic = x_dim, latent, deterministic
         layers = (activation, batch_norm)
@@ -57,6 +58,8 @@ class ADGM(LabelModel):
         self.p_a: ConditionalGaussian | None = None
         if not deterministic:
             self.p_a = ConditionalGaussian(latent, hidden, auxiliary, *layers, head, n_context=seen, num_classes=num_classes)
+        else:
+            self.q_a.gaussian.spread.requires_grad_(False)  # only the mean takes part
         self.sees_x = bool(seen) and not deterministic
         self.p_x = self._decoder(latent, auxiliary, hidden, layers)
         self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)

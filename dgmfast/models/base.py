@@ -51,7 +51,7 @@ class Latent:
         return ops.gaussian_kl(*self.q, *(self.p or ())) if self.exact and analytic else self.log_q - self.log_p()
 
     def kl_units(self) -> Tensor:
-        """The same for each unit, [..., D]."""
+        """The same for each unit, [..., D], of a draw that does not sum over a label."""
         z, q = self.z.unsqueeze(-1), tuple(t.unsqueeze(-1) for t in self.q)
         p = tuple(t.unsqueeze(-1) for t in self.p or ())
         return ops.gaussian_kl(*q, *p) if self.exact else ops.gaussian_log_prob(z, *q) - ops.gaussian_log_prob(z, *p)
@@ -102,8 +102,9 @@ class Terms:
 
     def per_label(self) -> Tensor:
         """L(x, y) of every label, [B, k, Y], where the label was summed over exactly (eq. 4.9)."""
+        assert self.log_py is not None
         kl = sum(self._term(latent.kl()) for latent in self.latents.values())
-        return self.log_px - kl + self.log_py  # type: ignore[operator]
+        return self.log_px - kl + self.log_py
 
     def _term(self, t: Tensor) -> Tensor:
         return t if self.labels is None else self.labels.term(t)
@@ -248,7 +249,10 @@ class LabelModel(GenerativeModel):
         self.num_classes = num_classes
         logits = torch.zeros(num_classes)
         if not isinstance(class_prior, str):
-            logits = torch.as_tensor(class_prior, dtype=torch.float32).log()
+            try:
+                logits = torch.as_tensor(class_prior, dtype=torch.float32).log()
+            except (TypeError, ValueError) as error:
+                raise InputError(f"class_prior must hold {num_classes} positive probabilities; got {class_prior!r}") from error
             if logits.shape != (num_classes,) or not logits.isfinite().all():
                 raise InputError(f"class_prior must hold {num_classes} positive probabilities; got {class_prior!r}")
         elif class_prior not in PRIORS:
@@ -291,6 +295,8 @@ class LabelModel(GenerativeModel):
         if by == "q":
             return self.label_log_probs(encoding, x, k, noise).exp().mean(1)
         terms = self.draw(encoding, x, k, noise)
+        if terms.log_py is None:
+            raise InputError(f"classify: by must be q while {type(self).__name__} is in a stage without labels; got {by!r}")
         log_p = torch.log_softmax(terms.per_label().mean(1), -1)
         if by == "p":
             return log_p.exp()

@@ -11,6 +11,7 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
 from dgmfast.models.labels import Labels, LabelSum
+from dgmfast.models.vae import check_flags, check_widths
 from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, choose
 
 Z1, Z2 = 0, 1  # noise streams
@@ -39,8 +40,10 @@ class CaGeM(LabelModel):
         batch_norm: bool = True,
     ) -> None:
         super().__init__(num_classes)
+        check_widths(x_dim=x_dim, latent=latent, hidden1=hidden1, hidden2=hidden2)
+        check_flags(batch_norm=batch_norm)
         if len(latent) != 2:
-            raise InputError(f"latent must name the sizes of z1 and z2; got {latent!r}")
+            raise InputError(f"latent must name the sizes of z1 and z2; got {list(latent)}")
         self.x_dim, self.latent = x_dim, tuple(latent)
         size1, size2 = latent
         layers = (activation, batch_norm)

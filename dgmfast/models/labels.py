@@ -22,6 +22,8 @@ from dgmfast.errors import InputError
 from dgmfast.models.noise import Gaussian, Noise
 from dgmfast.nn import activate
 
+KEPT = 2000  # added to a stream for draws that are numbered by kept triples, which must not meet those of rows
+
 
 class Labels:
     """The label of one draw. log_qy: the normalised log q(y | latents, x), [B, k, Y], unless y is observed."""
@@ -181,7 +183,7 @@ class _Kept(Labels):
 
     def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
         mean, log_var = (t.unsqueeze(1) for t in q)
-        z, log_q = replace(noise, first_row=noise.first_row * self.classes).gaussian((mean, log_var), 1, stream)
+        z, log_q = replace(noise, first_row=noise.first_row * self.k * self.classes).gaussian((mean, log_var), 1, stream + KEPT)
         return z.squeeze(1), log_q.squeeze(1)
 
     def prior(self, log_py: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
-from dgmfast.models.vae import VAE
-from dgmfast.nn import ConditionalCategorical, ConditionalGaussian, glorot
+from dgmfast.models.vae import VAE, check_widths
+from dgmfast.nn import BernoulliOutput, ConditionalCategorical, ConditionalGaussian, GaussianOutput, glorot
 
 Z1, Z2 = 0, 1  # noise streams
 
@@ -39,17 +39,23 @@ class M1M2(LabelModel):
         class_prior: str | Sequence[float] = "uniform",
     ) -> None:
         super().__init__(num_classes, class_prior)
-        if len(latent) != 2 or pretrain_epochs < 0:
-            raise InputError(f"latent must name two sizes, pretrain_epochs be at least 0; got {latent!r} and {pretrain_epochs!r}")
+        check_widths(x_dim=x_dim, latent=latent, hidden1=hidden1, hidden2=hidden2)
+        if len(latent) != 2 or type(pretrain_epochs) is not int or pretrain_epochs < 0:
+            told = f"{list(latent)} and {pretrain_epochs!r}"
+            raise InputError(f"latent must name two sizes, and pretrain_epochs be a whole number of at least 0; got {told}")
         self.x_dim, self.latent, self.pretrain_epochs = x_dim, tuple(latent), pretrain_epochs
         layers = (activation, batch_norm)
         self.m1 = VAE(x_dim, latent[:1], (tuple(hidden1),), activation, likelihood, head, batch_norm)
         self.q_y = ConditionalCategorical(latent[0], hidden2, num_classes, *layers)
         self.q_z2 = ConditionalGaussian(latent[0], hidden2, latent[1], *layers, head, num_classes=num_classes)
         self.p_z1 = ConditionalGaussian(latent[1], hidden2, latent[0], *layers, head, num_classes=num_classes)
-        self.output = self.m1.output
         self.pretraining = False
         glorot(self)
+
+    @property
+    def output(self) -> BernoulliOutput | GaussianOutput:  # type: ignore[override]
+        """M1's p(x|z₁)."""
+        return self.m1.output
 
     def begin_epoch(self, epoch: int) -> None:
         self.pretraining = epoch < self.pretrain_epochs

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.vae import check_flags, check_widths
 from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, choose, glorot
 
 
@@ -29,6 +30,8 @@ class M2(LabelModel):
         class_prior: str | Sequence[float] = "uniform",
     ) -> None:
         super().__init__(num_classes, class_prior)
+        check_widths(x_dim=x_dim, latent=latent, hidden=hidden)
+        check_flags(batch_norm=batch_norm)
         self.x_dim, self.latent = x_dim, latent
         self.q_y = ConditionalCategorical(x_dim, hidden, num_classes, activation, batch_norm)
         self.q_z = ConditionalGaussian(x_dim, hidden, latent, activation, batch_norm, head, num_classes=num_classes)

@@ -17,8 +17,7 @@ class SDGM(ADGM):
     """p(y) p(z) p(a|z, y) p(x|a, y, z): the ADGM whose x depends on a too (App. A eqs 22–25). Arguments as for ADGM.
 
     Raises:
-        InputError: auxiliary_sees_x, because p(a|z, y, x) p(x|a, y, z) would be cyclic; deterministic, because then p(x|a, y, z)
-            would see x itself, through a.
+        InputError: auxiliary_sees_x, because p(a|z, y, x) p(x|a, y, z) would be cyclic.
     """
 
     def __init__(
