@@ -37,6 +37,14 @@ class Potential(GenerativeModel):
         self.q_a = nn.Parameter(torch.zeros(2, auxiliary))  # mean and log-variance
         self.q_z = GaussianMLP(auxiliary, hidden, 2, activation)
         self.p_a = None if uninformed else GaussianMLP(2, hidden, auxiliary, activation)
+        self._spread_out()
+
+    def _spread_out(self) -> None:
+        """Let q(z) begin as wide as the ring: from a narrow start it finds one mode and stays there."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=5.0 / 3.0)
+        nn.init.xavier_uniform_(self.q_z.gaussian.mean.weight, gain=4.0)  # type: ignore[arg-type]
 
     @staticmethod
     def log_target(z: Tensor) -> Tensor:

@@ -108,5 +108,5 @@ def check_widths(**sizes: object) -> None:
     """Raise InputError unless every argument is a positive whole number, or a sequence of some."""
     for name, value in sizes.items():
         widths = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        if not widths or not all(isinstance(width, Integral) and width >= 1 for width in widths):
+        if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):
             raise InputError(f"{name} must be a positive whole number, or a list of some; got {value!r}")
