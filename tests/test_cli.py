@@ -87,8 +87,8 @@ def test_resume_begins_a_run_that_was_killed_too_early(tmp_path):
 
 def test_training_draws_figures(run):
     call("train", "--out", run, "--resume", "--epochs", 3)
-    figures = {path.name for path in (run / "figures").iterdir()}
-    assert figures == {"latent_space.png", "reconstructions.png", "samples.png", "training_curve.png"}
+    figures = {path.stem for path in (run / "figures").iterdir()}
+    assert figures == {"latent_space", "reconstructions", "samples", "training_curve", "kl_units", "kl_layers"}
 
 
 def test_a_warning_is_one_line(run):

@@ -12,6 +12,7 @@ from torch import Tensor
 from dgmfast import evaluate
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel, LabelModel
+from dgmfast.models.potential import Potential
 from dgmfast.plots._canvas import COLORS, MARKERS, new_figure, save, scatter
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def decision_regions(
 
 
 @torch.no_grad()
-def potential(model: Any, path: str | Path, *, n: int = 200_000, seed: int = 0) -> Path:
-    """The density exp(−U(z))/Z of a model of a potential (`log_target`), and that of n samples of its q (`sample_q`)."""
+def potential(model: Potential, path: str | Path, *, n: int = 200_000, seed: int = 0) -> Path:
+    """The density exp(−U(z))/Z that the model is fitted to, and that of n samples of its q (App. A Fig. 2)."""
     edges = torch.linspace(-DENSITY_HALF_WIDTH, DENSITY_HALF_WIDTH, DENSITY_CELLS + 1, dtype=torch.float64)
     centres, cell = 0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]) ** 2
     plane = torch.stack([centres.repeat(DENSITY_CELLS), centres.repeat_interleave(DENSITY_CELLS)], 1)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmfast import _run, evaluate, models
+from dgmfast import _run, evaluate
 from dgmfast.data import Dataset, Split, few_labels
 from dgmfast.models.base import GenerativeModel, LabelModel
 from dgmfast.models.cagem import CaGeM
+from dgmfast.models.potential import Potential
 from dgmfast.plots._curves import kl_layers, kl_units, training_curve
 from dgmfast.plots._images import Layout, analogies, reconstructions, samples, z2_grid
 from dgmfast.plots._latents import confusion_matrix, decision_regions, latent_space, potential
@@ -28,7 +29,7 @@ def draw_run(folder: Path, model: GenerativeModel, split: Split, dataset: Datase
     """
     out = folder / _run.FIGURES
     recipe = read_recipe(folder) if (folder / _run.CONFIG).exists() else None
-    if _is_potential(model):
+    if isinstance(model, Potential):
         drawn = [potential(model, out / "potential.png", seed=seed)]
     else:
         drawn = _draw_model(out, model, split, dataset, seed)
@@ -89,8 +90,3 @@ def labelled_rows(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor] | N
         return None
     rows = few_labels(dataset.train.y, recipe.labels, derive_seed(recipe.seed, "labels"), dataset.classes)
     return dataset.train.x[rows], dataset.train.y[rows]
-
-
-def _is_potential(model: GenerativeModel) -> bool:
-    kind = getattr(models, "Potential", None)
-    return kind is not None and isinstance(model, kind)
