@@ -48,7 +48,8 @@ void labels_forward() {
 
 template <class T>
 void labels_backward() {
-  for (const Shape s : {Shape{3, 1, 10}, Shape{2, 5, 17}, Shape{1, 130, 3}, Shape{2, 64, 257}, Shape{1, 1, 1}}) {
+  for (const Shape s : {Shape{3, 1, 10}, Shape{37, 1, 32}, Shape{17, 1, 33}, Shape{2, 5, 17}, Shape{1, 130, 3}, Shape{2, 64, 257},
+                        Shape{1, 1, 1}}) {
     const Input<T> logits(s, true, false, 1, 1, -4, 4), values(s, true, true, 0, 2, -103, -97),
         grad({s.outer, s.inner, 1}, true, true, 0, 3, -1, 1);
     // the sums of all rows, as the op gets them first

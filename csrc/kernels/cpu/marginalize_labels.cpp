@@ -38,17 +38,21 @@ RowSums<T> row_sums(const T* logits, const T* values, int64_t labels) {
 }
 
 template <class T>
+void write_sums(const MarginalizeLabels& p, int64_t row, const RowSums<T>& s) {
+  if (p.bound) {
+    static_cast<T*>(p.bound)[row] = s.pivot + s.rest;
+  } else {
+    T* sums = static_cast<T*>(p.sums) + row * kLabelSums;
+    sums[0] = s.top, sums[1] = s.log_sum, sums[2] = s.pivot, sums[3] = s.rest;
+  }
+}
+
+template <class T>
 void forward(const MarginalizeLabels& p, int64_t begin, int64_t end) {
   Cursor row(p.plan.outer, 2, begin);
   for (int64_t r = begin; r < end; ++r, row.next()) {
-    const RowSums<T> s =
-        row_sums(static_cast<const T*>(p.logits) + row.offset(0), static_cast<const T*>(p.values) + row.offset(1), p.plan.dim);
-    if (p.bound) {
-      static_cast<T*>(p.bound)[r] = s.pivot + s.rest;
-    } else {
-      T* sums = static_cast<T*>(p.sums) + r * kLabelSums;
-      sums[0] = s.top, sums[1] = s.log_sum, sums[2] = s.pivot, sums[3] = s.rest;
-    }
+    const T *logits = static_cast<const T*>(p.logits) + row.offset(0), *values = static_cast<const T*>(p.values) + row.offset(1);
+    write_sums(p, r, row_sums(logits, values, p.plan.dim));
   }
 }
 
@@ -69,16 +73,117 @@ void backward(const MarginalizeLabelsBackward& p, int64_t begin, int64_t end) {
   });
 }
 
+// Few labels leave most of a vector empty: then it holds a label of kLanes rows.
+constexpr int kLanes = 16;
+constexpr int64_t kFewLabels = 32;
+
+template <class T>
+struct Lanes {
+  T at[kFewLabels][kLanes];
+};
+
+// A row into a lane.
+template <class T>
+void read_lane(Lanes<T>& lanes, int lane, const T* row, int64_t labels) {
+  for (int64_t y = 0; y < labels; ++y) lanes.at[y][lane] = row[y];
+}
+
+template <class T>
+void write_lane(const Lanes<T>& lanes, int lane, T* row, int64_t labels) {
+  for (int64_t y = 0; y < labels; ++y) row[y] = lanes.at[y][lane];
+}
+
+template <class T>
+void forward_few(const MarginalizeLabels& p, int64_t begin, int64_t end) {
+  Lanes<T> logits{}, values{};
+  T top[kLanes], likely[kLanes], pivot[kLanes], sum[kLanes], weighted[kLanes], log_sum[kLanes], rest[kLanes];
+  const int64_t labels = p.plan.dim;
+  Cursor row(p.plan.outer, 2, begin);
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int count = int(minimum(int64_t(kLanes), end - first));
+    for (int j = 0; j < count; ++j, row.next()) {
+      read_lane(logits, j, static_cast<const T*>(p.logits) + row.offset(0), labels);
+      read_lane(values, j, static_cast<const T*>(p.values) + row.offset(1), labels);
+    }
+    for (int j = 0; j < kLanes; ++j) top[j] = likely[j] = -infinity<T>(), sum[j] = weighted[j] = T(0);
+    for (int64_t y = 0; y < labels; ++y) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) top[j] = maximum(logits.at[y][j], top[j]);
+    }
+    for (int64_t y = 0; y < labels; ++y) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        likely[j] = maximum(logits.at[y][j] == top[j] ? values.at[y][j] : -infinity<T>(), likely[j]);
+      }
+    }
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) pivot[j] = magnitude(likely[j]) < infinity<T>() ? likely[j] : T(0);
+    for (int64_t y = 0; y < labels; ++y) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        const T log_weight = logits.at[y][j] - top[j], weight = exp_nonpositive(log_weight);
+        sum[j] += weight;
+        weighted[j] += label_term(weight, log_weight, values.at[y][j] - pivot[j]);
+      }
+    }
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      log_sum[j] = sum[j] > T(0) ? log_positive(sum[j]) : sum[j];
+      rest[j] = weighted[j] / sum[j] + log_sum[j];
+    }
+    for (int j = 0; j < count; ++j) write_sums(p, first + j, RowSums<T>{top[j], log_sum[j], pivot[j], rest[j]});
+  }
+}
+
+// Of rows that are not shared, so that every one has its own gradients.
+template <class T>
+void backward_few(const MarginalizeLabelsBackward& p, int64_t begin, int64_t end) {
+  Lanes<T> logits{}, values{};  // and then their gradients
+  T grad[kLanes] = {}, top[kLanes] = {}, pivot[kLanes] = {}, rest[kLanes] = {}, log_sum[kLanes] = {};
+  const int64_t labels = p.plan.dim;
+  Cursor row(p.plan.outer, 4, begin);
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int count = int(minimum(int64_t(kLanes), end - first));
+    for (int j = 0; j < count; ++j, row.next()) {
+      read_lane(logits, j, static_cast<const T*>(p.input[0]) + row.offset(0), labels);
+      read_lane(values, j, static_cast<const T*>(p.input[1]) + row.offset(1), labels);
+      grad[j] = static_cast<const T*>(p.grad)[row.offset(2)];
+      const T* sums = static_cast<const T*>(p.sums) + row.offset(3) * kLabelSums;
+      top[j] = sums[0], log_sum[j] = sums[1], pivot[j] = sums[2], rest[j] = sums[3];
+    }
+    for (int64_t y = 0; y < labels; ++y) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        const T log_q = (logits.at[y][j] - top[j]) - log_sum[j];
+        const LabelGradients<T> d = label_gradients(log_q, values.at[y][j] - pivot[j], rest[j]);
+        logits.at[y][j] = grad[j] * d.logit;
+        values.at[y][j] = grad[j] * d.value;
+      }
+    }
+    T *out_0 = static_cast<T*>(p.grad_input[0]), *out_1 = static_cast<T*>(p.grad_input[1]);
+    for (int j = 0; j < count; ++j) {
+      if (out_0) write_lane(logits, j, out_0 + (first + j) * labels, labels);
+      if (out_1) write_lane(values, j, out_1 + (first + j) * labels, labels);
+    }
+  }
+}
+
 }  // namespace
 
 namespace cpu::DGMFAST_ISA {
 
 void marginalize_labels(const MarginalizeLabels& p, int64_t begin, int64_t end) {
-  with_float_type(p.plan.dtype, [&](auto type) { forward<decltype(type)>(p, begin, end); });
+  with_float_type(p.plan.dtype, [&](auto type) {
+    using T = decltype(type);
+    p.plan.dim <= kFewLabels ? forward_few<T>(p, begin, end) : forward<T>(p, begin, end);
+  });
 }
 
 void marginalize_labels_backward(const MarginalizeLabelsBackward& p, int64_t begin, int64_t end) {
-  with_float_type(p.plan.dtype, [&](auto type) { backward<decltype(type)>(p, begin, end); });
+  with_float_type(p.plan.dtype, [&](auto type) {
+    using T = decltype(type);
+    p.plan.dim <= kFewLabels&& p.plan.inner.rows == 1 ? backward_few<T>(p, begin, end) : backward<T>(p, begin, end);
+  });
 }
 
 }  // namespace cpu::DGMFAST_ISA
