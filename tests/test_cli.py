@@ -88,7 +88,7 @@ def test_resume_begins_a_run_that_was_killed_too_early(tmp_path):
 def test_training_draws_figures(run):
     call("train", "--out", run, "--resume", "--epochs", 3)
     figures = {path.stem for path in (run / "figures").iterdir()}
-    assert figures == {"latent_space", "reconstructions", "samples", "training_curve", "kl_units", "kl_layers"}
+    assert figures == {"latent_space", "reconstructions", "samples", "training_curve"}
 
 
 def test_a_warning_is_one_line(run):

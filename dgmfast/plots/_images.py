@@ -202,7 +202,7 @@ def z2_grid(
     space.set_ylabel("second unit of z₂")
     space.set_title("Mean of q(z₂ | x), and the box of the mesh")
     if y is not None:
-        space.legend(title="class", frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(figure, path)
 
 

@@ -33,7 +33,9 @@ def latent_space(model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tens
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
         _principal(axes, name, mean, y)
     if y is not None:
-        figure.legend(*panels[0].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
+        )
     return save(figure, path)
 
 
@@ -111,7 +113,9 @@ def decision_regions(
     panels[0].set_title(f"Predicted class (background) and class{told}", fontsize=11)
     if auxiliary is not None:
         _principal(panels[1], "a", auxiliary, y)
-    figure.legend(*panels[-1].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False)
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
+    )
     return save(figure, path)
 
 
