@@ -19,6 +19,7 @@ from bench.cases import Context, op_cases
 from bench.floors import FloorCase
 from bench.harness import QUICK, Settings, progress_line
 from bench.likelihood import LikelihoodCase, MemoryCase
+from bench.steps import MODELS, ClassesCase, StepCase
 
 # glibc reads its tunables when a process starts: with these it keeps large temporaries instead of giving them back to the
 # system, whose page faults otherwise count against whoever allocates
@@ -29,7 +30,8 @@ OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or
 
 def all_cases(device: str, quick: bool) -> list:
     """Every case in the order it runs: the ceilings first, what the targets ask for next."""
-    return [FloorCase(), *op_cases(device, quick), LikelihoodCase(), MemoryCase()]
+    steps = [*(StepCase(model) for model in MODELS), ClassesCase()]
+    return [FloorCase(), *op_cases(device, quick), *steps, LikelihoodCase(), MemoryCase()]
 
 
 def fail(message: str) -> NoReturn:
@@ -38,7 +40,9 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Time every op and log p(x) against its rivals.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Time every op, training steps and log p(x) against their rivals."
+    )
     commands = parser.add_subparsers(dest="command")
     for command in (parser, commands.add_parser("worker")):
         command.add_argument("--cases", nargs="+", metavar="NAME", default=[], help="only these cases; see --list")

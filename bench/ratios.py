@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.store import Row
@@ -18,9 +19,22 @@ CASES = (
     "importance_state",
     "marginalize_labels",
     "label_linear",
+    "steps",
+    "classes",
     "L_5000",
 )
-RIVALS = ("eager", "compile", "torch.distributions", "repeated batch", "compiled repeated batch", "pythae", "Pyro")
+RIVALS = (
+    "eager",
+    "compile",
+    "torch.distributions",
+    "repeated batch",
+    "compiled repeated batch",
+    "exact sum",
+    "pythae",
+    "Pyro",
+)
+_TIMES = re.compile(r"(?<=\d)x(?=\d)")
+NOT_TIMED = ("wrong", "failed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,9 @@ class Work:
     device: str
     ours_s: float
     bandwidth: float | None = None  # share of the measured ceiling
+    floor: float | None = None  # our time, in times of the multiplications alone at the measured rate
     ratios: dict[str, Ratio] = field(default_factory=dict)
-    refused: list[Row] = field(default_factory=list)  # contenders that were wrong or failed
+    refused: list[Row] = field(default_factory=list)  # contenders that were wrong, failed, or would take too much
 
     @property
     def target(self) -> Target | None:
@@ -53,7 +68,7 @@ class Work:
 
     @property
     def title(self) -> str:
-        parts = [f"`{self.case}` {self.shape.replace('x', '×')}"]
+        parts = [f"`{self.case}` {_TIMES.sub('×', self.shape)}"]
         parts += [self.dtype] if self.dtype != "float32" else []
         parts += [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.case == "L_5000" else [self.mode]
         parts += [] if self.device == "cpu" else ["captured" if self.captured else "uncaptured"]
@@ -67,10 +82,12 @@ def rival_of(contender: str) -> str | None:
 
 
 def headline(rows: Sequence[Row]) -> list[Work]:
-    """What the README shows: the work on all threads, and L_K on one thread besides, which has a target of its own."""
+    """What the README shows: the work on all threads, of the numbers of classes those that have a target, and L_K on one thread
+    besides, which has a target of its own."""
     most = most_threads(rows)
+    listed = [work for work in works(rows, most) if work.case != "classes" or work.target]
     single = [work for work in works(rows, 1) if work.case == "L_5000" and work.device == "cpu"] if most > 1 else []
-    return works(rows, most) + single
+    return listed + single
 
 
 def works(rows: Sequence[Row], threads: int) -> list[Work]:
@@ -81,8 +98,7 @@ def works(rows: Sequence[Row], threads: int) -> list[Work]:
             key = (row["case"], row["dtype"], row["shape"], row["mode"], row["captured"])
             groups.setdefault(key, []).append(row)
     ceilings = {row["shape"]: row["rate"] for row in rows if row["case"] == "floor" and row["threads"] == threads}
-    ceiling = ceilings.get("read bandwidth") or ceilings.get("copy bandwidth")
-    made = [_work(group, ceiling) for group in groups.values()]
+    made = [_work(group, ceilings) for group in groups.values()]
     return sorted((work for work in made if work is not None), key=_order)
 
 
@@ -90,18 +106,20 @@ def _order(work: Work) -> tuple:
     size = 1
     for number in work.shape.split(" ")[0].split("x"):
         size *= int(number) if number.isdigit() else 1
-    return CASES.index(work.case), work.dtype, work.shape.split(" ")[1:], size, work.mode, work.captured
+    words = [word.zfill(9) if word.isdigit() else word for word in work.shape.split(" ")[1:]]
+    return CASES.index(work.case), work.dtype, words, size, work.mode, work.captured
 
 
-def _work(group: Sequence[Row], ceiling: float | None) -> Work | None:
+def _work(group: Sequence[Row], ceilings: Mapping[str, float]) -> Work | None:
     """The smaller ratio of the malloc settings, because page faults inflate the rivals' times."""
+    ceiling = ceilings.get("read bandwidth") or ceilings.get("copy bandwidth")
     timed = [row for row in group if "median_s" in row]
     ours = {row["malloc"]: row["median_s"] for row in timed if row["contender"] == "ours"}
     if not ours:
         return None
     first = group[0]
     columns = {name: first[name] for name in ("case", "shape", "mode", "dtype", "captured", "threads", "device")}
-    refused = [row for row in group if row["status"] in ("wrong", "failed")]
+    refused = [row for row in group if row["status"] in NOT_TIMED]
     work = Work(**columns, ours_s=ours.get("default", min(ours.values())), refused=refused)
     for rival in RIVALS:
         found = [_fastest(timed, rival, malloc, seconds) for malloc, seconds in ours.items()]
@@ -109,6 +127,8 @@ def _work(group: Sequence[Row], ceiling: float | None) -> Work | None:
             work.ratios[rival] = min(quoted, key=lambda ratio: ratio.value)
     if ceiling is not None and first.get("bytes"):
         work.bandwidth = first["bytes"] / min(ours.values()) / ceiling
+    if first.get("flops") and "sgemm" in ceilings:
+        work.floor = work.ours_s / (first["flops"] / ceilings["sgemm"])
     return work
 
 

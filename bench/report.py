@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from bench import plot, store, tables
 from bench.machine import ROOT
 from bench.store import Row
 
+CLASSES = "classes.png"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
@@ -30,9 +32,10 @@ def main(options: argparse.Namespace) -> int:
     try:
         for name, rows in machines.items():
             plot.speedups(rows, options.results / name / "speedups.png")
+            plot.classes(rows, options.results / name / CLASSES)
     except ImportError:
         print("python -m bench report: no plots are drawn, because matplotlib is not installed", file=sys.stderr)
-    text = full_report(machines)
+    text = full_report(machines, options.results, options.out or Path("report.md"))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         store.write_atomically(options.out, text)
@@ -66,11 +69,14 @@ def readme_part(machines: Mapping[str, Sequence[Row]], results: Path, readme: Pa
     """The tables and plots of the newest CPU and, where there is one, GPU."""
     parts = []
     for name in filter(None, (newest(machines, "cpu"), newest(machines, "cuda"))):
-        picture = results.resolve() / name / "speedups.png"
-        base = readme.resolve().parent
-        shown = picture.relative_to(base) if picture.is_relative_to(base) else picture
-        parts += [tables.summary(machines[name]), f"![Times slower than dgmfast, on {name}]({shown.as_posix()})"]
+        picture = _link(results / name / "speedups.png", readme)
+        parts += [tables.summary(machines[name]), f"![Times slower than dgmfast, on {name}]({picture})"]
     return "\n\n".join(parts)
+
+
+def _link(picture: Path, page: Path) -> str:
+    """The picture's path as seen from a page."""
+    return Path(os.path.relpath(picture.resolve(), page.resolve().parent)).as_posix()
 
 
 def replace_marked(text: str, part: str) -> str:
@@ -79,12 +85,16 @@ def replace_marked(text: str, part: str) -> str:
     return f"{head}{BEGIN}\n{part}\n{END}{rest.split(END)[1]}"
 
 
-def full_report(machines: Mapping[str, Sequence[Row]]) -> str:
-    """All measurements of all machines, as Markdown."""
+def full_report(machines: Mapping[str, Sequence[Row]], results: Path, page: Path) -> str:
+    """All measurements of all machines, as Markdown for a file `page`."""
     intro = (
         "# Benchmarks\n\nWritten by `python -m bench report --out docs/benchmarks.md` from `bench/results/`."
         " Median (20 – 80 % quantiles) of interleaved runs · how many times slower than ours in the same setting;"
         " error: largest relative distance from float64 (L_5000: nats)."
     )
-    sections = [f"## {name}\n\n{tables.summary(rows)}\n{tables.full(rows)}" for name, rows in machines.items()]
+    sections = []
+    for name, rows in machines.items():
+        sections.append(f"## {name}\n\n{tables.summary(rows)}\n{tables.full(rows)}")
+        if any(row["case"] == "classes" for row in rows):
+            sections.append(f"![A training step against the number of classes]({_link(results / name / CLASSES, page)})")
     return "\n\n".join([intro, *sections]) + "\n"

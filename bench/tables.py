@@ -58,6 +58,10 @@ def _besides(work: Work) -> list[str]:
     if work.bandwidth is not None and (wanted or _elements(work) >= MIN_BANDWIDTH_SIZE):
         reached = "" if wanted is None else f" {_mark(work.bandwidth >= wanted)} ({100 * wanted:.0f} %)"
         parts.append(f"{100 * work.bandwidth:.0f} % of the bandwidth{reached}")
+    if work.floor is not None:
+        wanted = work.target.floor if work.target else None
+        reached = "" if wanted is None else f" {_mark(work.floor <= wanted)} (at most {wanted:g})"
+        parts.append(f"{work.floor:.2f} times its multiplications{reached}")
     return parts
 
 
@@ -65,7 +69,7 @@ def _elements(work: Work) -> int:
     size = 1
     for number in work.shape.split(" ")[0].split("x"):
         size *= int(number) if number.isdigit() else 1
-    return size if work.case not in ("gaussian_sample", "L_5000") else 0
+    return size if work.case not in ("gaussian_sample", "steps", "classes", "L_5000") else 0
 
 
 def _notes(rows: Sequence[Row], listed: Sequence[Work], threads: int) -> list[str]:
@@ -80,6 +84,9 @@ def _notes(rows: Sequence[Row], listed: Sequence[Work], threads: int) -> list[st
         values = ", ".join(f"{row['shape']} {row['rate'] / 1e9:.3g} G{row['unit']}" for row in ceilings)
         notes.append(f"Ceilings measured in the same run: {values}.")
     refused = {f"{r['contender']} at {w.title} ({r['status']}: {_reason(r)})" for w in listed for r in w.refused}
+    kept = sorted({row["note"] for row in rows if row["case"] == "steps" and row["contender"] == "ours" and row["note"]})
+    if kept:
+        notes.append(f"Training steps: 784-500-500, a = z = 100, 100 labelled and 100 unlabelled rows, Adam; sparse: {kept[0]}.")
     if refused:
         notes.append(f"Not timed: {'; '.join(sorted(refused))}.")
     absent = sorted({row["contender"] for row in rows if row["status"] == "not installed"})
