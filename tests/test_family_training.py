@@ -186,7 +186,6 @@ def test_labels_that_are_refused(settings, told, tmp_path):
         train.fit(recipe(**settings), tmp_path / "run", dataset=toy.dataset(), progress=False, figures=False)
 
 
-
 STACKED = {"latent": [2, 2], "hidden1": [5], "hidden2": [4]}
 
 
