@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, bincount
 from dgmfast import _run, data, evaluate
 from dgmfast._files import write_atomically
 from dgmfast.errors import InputError
-from dgmfast.models import MODELS, CaGeM, GenerativeModel, LabelModel
+from dgmfast.models import MODELS, GenerativeModel, LabelModel
 
 WAYS = ("q", "p", "both", "cascade")
 
@@ -81,7 +82,7 @@ def classify(
     if dataset.classes != model.num_classes:
         raise InputError(f"classify: expected the {model.num_classes} classes of the run; {dataset.name} has {dataset.classes}")
     device = next(model.parameters()).device
-    by = by or ("cascade" if isinstance(model, CaGeM) else "q")
+    by = by or inspect.signature(model.classify).parameters["by"].default
     probabilities = evaluate.class_probabilities(model, rows.x.to(device), samples, seed, by)
     return Classification(probabilities.cpu(), rows.y.cpu(), by)
 
