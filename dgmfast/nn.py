@@ -83,6 +83,26 @@ def glorot(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+class LabelLinear(nn.Module):
+    """A linear layer on [x, onehot(y)] and its activation, for every label at once: [..., n_in] -> [..., Y, n_out].
+
+    The product with x is made once, not once per label (ops.label_linear).
+    """
+
+    def __init__(self, n_in: int, n_out: int, num_classes: int, activation: str | None = None) -> None:
+        super().__init__()
+        joint = nn.Linear(n_in + num_classes, n_out)  # initialised as the one layer that it is
+        self.weight = nn.Parameter(joint.weight.detach()[:, :n_in].clone())  # [H, I]
+        self.label_weight = nn.Parameter(joint.weight.detach()[:, n_in:].clone())  # [H, Y]
+        self.bias = nn.Parameter(joint.bias.detach().clone())
+        if activation is not None:
+            choose("activation", activation, ACTIVATIONS)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.label_linear(x, self.weight, self.label_weight, self.bias, self.activation)
+
+
 class ConditionalMLP(nn.Module):
     """MLP(h, x, y), whose first layer is act(W h + V x + U onehot(y) + b).
 

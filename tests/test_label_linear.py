@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dgmfast import nn as layers
 from dgmfast import ops, reference
+from dgmfast.errors import InputError
 
 NAMES = [None, "identity", "relu", "leaky_relu", "tanh", "softplus", "elu"]
 every_activation = pytest.mark.parametrize("activation", NAMES)
@@ -227,3 +228,16 @@ def test_backward_op_without_a_bias(device: str) -> None:
         arguments = [t.to(where) for t in (out, out, x, weight, label_weight)]
         grads = backward(*arguments, None, None, [True] * 4)
         assert [tuple(g.shape) for g in grads] == [tuple(t.shape) for t in (x, weight, label_weight)] + [(0,)]
+
+
+def test_the_layer_is_a_linear_layer_on_the_joint_input():
+    torch.manual_seed(0)
+    layer = layers.LabelLinear(5, 4, 3, "relu")
+    x, weight = torch.randn(2, 5), torch.cat([layer.weight, layer.label_weight], 1)
+    for label, one_hot in enumerate(torch.eye(3)):
+        joint = F.linear(torch.cat([x, one_hot.expand(2, -1)], 1), weight, layer.bias)
+        torch.testing.assert_close(layer(x)[:, label], joint.relu())
+    layer(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    with pytest.raises(InputError, match="activation must be one of"):
+        layers.LabelLinear(5, 4, 3, "sine")
