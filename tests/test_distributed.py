@@ -123,7 +123,9 @@ def test_parameters_and_metrics_are_those_of_one_process_within_rounding(two_pro
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
     for mine, theirs in zip(metrics(one_process), metrics(two_processes / "two"), strict=True):
+        units = [record.pop("kl_units") for record in (mine, theirs)]  # approx takes no dict in a dict
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
+        assert all(units[1][layer] == pytest.approx(kl, rel=1e-4, abs=1e-4) for layer, kl in units[0].items())
 
 
 def test_resume_is_bit_for_bit_on_two_processes(two_processes):

@@ -100,6 +100,8 @@ def test_the_potentials_weights_have_the_mean_z(uninformed):
     torch.manual_seed(0)
     model = models.create("potential", uninformed=uninformed).double()
     with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 0.3
         model.q_z.gaussian.spread.bias.fill_(math.log(4.0))  # q wider than the target: weights of finite variance
         log_w = model.log_weights(torch.zeros(4, 1, dtype=torch.float64), 200_000)
         estimate = evaluate.log_likelihood(model, torch.zeros(4, 1, dtype=torch.float64), 200_000)

@@ -296,13 +296,13 @@ def test_models_without_a_label_take_none(variant, call):
         ("avae", {"auxiliary": (1, 2)}, "hidden must give one MLP per latent layer"),
         ("cagem", {"latent": (2,)}, "latent must name the sizes of z1 and z2"),
         ("m1m2", {"latent": (2, 2, 2)}, "latent must name two sizes"),
-        ("m1m2", {"pretrain_epochs": -1}, "pretrain_epochs be at least 0"),
+        ("m1m2", {"pretrain_epochs": -1}, "pretrain_epochs be a whole number of at least 0"),
         *[(variant, {"num_classes": 1}, "num_classes must be a whole number of at least 2") for variant in LABELLED],
         *[(variant, {"num_classes": 2.0}, "num_classes must be a whole number") for variant in LABELLED],
         *[(variant, {"activation": "swish"}, "activation must be one of") for variant in TINY],
         *[(variant, {"likelihood": "poisson"}, "likelihood must be one of") for variant in TINY],
         *[(variant, {"head": "exp"}, "head must be one of") for variant in TINY],
-        ("m2", {"hidden": ()}, "hidden must name at least one layer"),
+        ("m2", {"hidden": ()}, "hidden must be a positive whole number, or a list"),
     ],
 )
 def test_settings_that_are_refused(variant, settings, told):
