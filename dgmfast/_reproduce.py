@@ -133,7 +133,7 @@ def _model(
     trained = _run.open_run(folder, resolve_device(options.device))
     records = [json.loads(line) for line in (folder / _run.METRICS).read_text().splitlines()]
     result: dict[str, Any] = {"seed": recipe.seed, "epochs": trained.epoch}
-    result["train_seconds"] = round(sum(record["seconds"] for record in records), 1)
+    result["train_seconds"] = round(sum(record["seconds"] for record in records), 3)
     start = time.perf_counter()
     if {"L_1", "L_5000"} & set(quantities):
         k = options.k if "L_5000" in quantities else 1
@@ -196,7 +196,7 @@ def _baseline(
 
     measured = _measured(folder, {"what": name, "labels": 100, "epochs": record.get("epochs")}, fit)
     seconds = record.get("train_seconds", 0.0) + measured["fit_seconds"]
-    return {**record, **measured, "train_seconds": round(seconds, 1)}
+    return {**record, **measured, "train_seconds": round(seconds, 3)}
 
 
 def _measured(folder: Path, settings: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
