@@ -24,9 +24,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+_STATELESS = {name: make() for name, make in ACTIVATIONS.items()}
+
+
 def activate(name: str, x: Tensor) -> Tensor:
     """The activation called `name` at x."""
-    return ACTIVATIONS[name]()(x)  # type: ignore[no-any-return]
+    result: Tensor = _STATELESS[name](x)
+    return result
 
 
 def choose(argument: str, value: str, table: dict[str, Callable]) -> Callable:
