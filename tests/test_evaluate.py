@@ -149,3 +149,10 @@ def test_mean_over_the_set():
     result = evaluate.log_likelihood(make(**TWO_LAYERS), binary(9, 12), k=20)
     mean, error = result.mean("log_px")
     assert mean == pytest.approx(result.log_px.mean().item()) and error == pytest.approx(result.log_px.std().item() / 3)
+
+
+def test_active_units_are_those_above_the_threshold():
+    """MODELS.md §0: a mean KL above 0.01 nat over the rows."""
+    units = {"z1": torch.tensor([0.5, 0.01, 0.011]), "z2": torch.tensor([-0.2, 0.0])}
+    assert evaluate.active_units(units) == {"z1": 2, "z2": 0}
+    assert evaluate.active_units(units, 0.1) == {"z1": 1, "z2": 0}
