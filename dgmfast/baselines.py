@@ -51,12 +51,12 @@ def run(name: str, dataset: data.Dataset, labels: int, seed: int = 0, m1: Genera
     """
     if name not in NAMES:
         raise InputError(f"baseline must be one of {', '.join(NAMES)}; got {name!r}")
-    train, test, classes = dataset.train, dataset.test, dataset.classes
-    if train.y is None or test.y is None or classes is None:
+    train, test = dataset.train, dataset.test
+    if train.y is None or test.y is None or dataset.classes is None:
         raise InputError(f"baseline: expected rows with labels; {dataset.name} has none")
     if name == "m1-svm" and m1 is None:
         raise InputError("baseline: m1-svm needs a trained M1: name the run of a VAE on the same data")
-    chosen = data.few_labels(train.y, labels, derive_seed(seed, "labels"), classes)
+    chosen = data.labelled_rows(dataset, labels, derive_seed(seed, "labels"))
     y = train.y[chosen].numpy()
     start = time.perf_counter()
     with warnings.catch_warnings():

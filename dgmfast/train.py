@@ -350,7 +350,7 @@ class _LabelledRows:
             raise InputError(f"labels must be 0 for {dataset.name}, whose rows have none; got {recipe.labels}")
         if dataset.classes != model.num_classes:
             raise InputError(f"model.num_classes must be {dataset.classes}, as in {dataset.name}; got {model.num_classes}")
-        chosen = data.few_labels(dataset.train.y, recipe.labels, derive_seed(recipe.seed, "labels"), dataset.classes)
+        chosen = data.labelled_rows(dataset, recipe.labels, derive_seed(recipe.seed, "labels"))
         mask = torch.ones(len(dataset.train.x), dtype=torch.bool)
         mask[chosen] = False
         self.others = mask.nonzero().flatten()

@@ -27,6 +27,11 @@ def test_moons():
     again = data.load("moons")
     assert torch.equal(moons.train.x, again.train.x) and torch.equal(moons.test.y, again.test.y)
     assert len(data.few_labels(moons.train.y, 6, 0, 2)) == 6
+    chosen = data.labelled_rows(moons, 6, seed=3)
+    assert torch.equal(chosen, chosen.unique()) and moons.train.y[chosen].bincount().tolist() == [3, 3]
+    points = torch.tensor([[-0.9, 0.1], [0, 1], [1.1, 0.1], [0, 0.4], [1.1, -0.5], [1.9, 0.4]])
+    assert (torch.cdist(moons.train.x[chosen], points).min(0).values < 0.05).all()
+    assert torch.equal(data.labelled_rows(moons, 8, seed=3), data.few_labels(moons.train.y, 8, 3, 2))
     assert data.redraw(moons, moons.train.x, 1) is moons.train.x
 
 

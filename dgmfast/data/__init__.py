@@ -2,7 +2,7 @@
 
 from dgmfast.data._dataset import Dataset, Kind, Split
 from dgmfast.data._download import MIRRORS, download_mnist
-from dgmfast.data._draws import binarize, few_labels, redraw
+from dgmfast.data._draws import binarize, few_labels, labelled_rows, redraw
 from dgmfast.data._files import default_dir
 from dgmfast.data._idx import read_idx
 from dgmfast.data._load import load, names
@@ -18,6 +18,7 @@ __all__ = [
     "download_mnist",
     "few_labels",
     "full_images",
+    "labelled_rows",
     "load",
     "names",
     "read_idx",

@@ -37,6 +37,7 @@ class Dataset:
     pixels: Tensor | None = None  # [D] int64: the kept pixels in the flattened full image; None: all
     full_shape: tuple[int, int, int] | None = None  # (C, H, W) of the images that `pixels` are from
     scale: Tensor | None = None  # [D]: what dequantised levels are divided by; None: 1
+    labelled: Tensor | None = None  # int64 indices of the training rows that the published experiment labels; None: any
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

@@ -45,6 +45,19 @@ def redraw(dataset: Dataset, x: Tensor, seed: int) -> Tensor:
     return noisy if dataset.scale is None else noisy.div_(dataset.scale.to(x.device))
 
 
+def labelled_rows(dataset: Dataset, n: int, seed: int) -> Tensor:
+    """The n training rows that a semi-supervised experiment may know the labels of: int64 indices [n], ascending.
+
+    They are `dataset.labelled` where it has n entries, whatever the seed, else `few_labels`. Raises InputError as that does, and
+    when the data set has no labels.
+    """
+    if dataset.train.y is None or dataset.classes is None:
+        raise InputError(f"labelled_rows: expected rows with labels; {dataset.name} has none")
+    if dataset.labelled is not None and len(dataset.labelled) == n:
+        return dataset.labelled
+    return few_labels(dataset.train.y, n, seed, dataset.classes)
+
+
 def few_labels(y: Tensor, n: int, seed: int, classes: int) -> Tensor:
     """Choose n labelled rows, n / classes of each class: labels [N] -> int64 indices [n], ascending.
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmfast import _run, evaluate
-from dgmfast.data import Dataset, Split, few_labels
+from dgmfast import _run, data, evaluate
+from dgmfast.data import Dataset, Split
 from dgmfast.models.base import GenerativeModel, LabelModel
 from dgmfast.models.cagem import CaGeM
 from dgmfast.models.potential import Potential
@@ -88,5 +88,5 @@ def labelled_rows(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor] | N
 
     if not recipe.labels or dataset.train.y is None or dataset.classes is None:
         return None
-    rows = few_labels(dataset.train.y, recipe.labels, derive_seed(recipe.seed, "labels"), dataset.classes)
+    rows = data.labelled_rows(dataset, recipe.labels, derive_seed(recipe.seed, "labels"))
     return dataset.train.x[rows], dataset.train.y[rows]

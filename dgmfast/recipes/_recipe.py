@@ -55,10 +55,11 @@ class Recipe:
 
     model: the model's "name" and its settings (x_dim follows from the data, and num_classes where labels are used). data: a name
     that `data.load` knows. max_norm: the gradient's largest Euclidean norm, to which a longer one is scaled down (0: any).
-    labels: how many training rows have their label, as many of each class; the others train without. labelled_batch: how many of
-    the batch_size rows of a batch are labelled ones. start_from: a run folder whose parameters to begin with. start_at_mean: let
-    the untrained p(x|z) have the training data's mean. binarize: draw new binary images from grey levels, or new noise on integer
-    levels, every epoch. eval_every: evaluate L_1 on the validation (else the test) split after every so many epochs.
+    labels: how many training rows have their label, as many of each class (data.labelled_rows); the others train without.
+    labelled_batch: how many of the batch_size rows of a batch are labelled ones. start_from: a run folder whose parameters to
+    begin with. start_at_mean: let the untrained p(x|z) have the training data's mean. binarize: draw new binary images from grey
+    levels, or new noise on integer levels, every epoch. eval_every: evaluate L_1 on the validation (else the test) split after
+    every so many epochs.
     """
 
     name: str
