@@ -64,11 +64,15 @@ def classify(
     samples: int = 1,
     seed: int = 0,
     by: str | None = None,
+    grey: bool = False,
 ) -> Classification:
     """Classify the rows of a split from `samples` draws of the latents each; by: as `LabelModel.classify`, by default its own.
 
+    grey: give q(y|x) the grey levels themselves, as the authors' public code does, instead of one binary draw of them.
+
     Raises:
-        InputError: a model without a label or that saw none, a split without labels, other classes, or a `by` that is not there.
+        InputError: a model without a label or that saw none, a split without labels, other classes, a `by`
+            that is not there, or grey for rows that have no grey levels or together with a bound.
     """
     name = recipe.model["name"]
     if not isinstance(model, LabelModel):
@@ -76,7 +80,11 @@ def classify(
         raise InputError(f"classify: expected a run of a model with a label, one of {known}; got one of {name}")
     if not recipe.labels:
         raise InputError(f"classify: expected a run that was trained with labels; {recipe.name} had none, so its y is no class")
-    rows = _run.fixed_split(dataset, split, recipe.binarize)
+    if grey and (dataset.kind != "grey" or by in ("p", "both")):
+        raise InputError(
+            f"classify: grey needs rows of grey levels and by q or cascade; got {dataset.kind} rows and by {by or 'q'}"
+        )
+    rows = _run.fixed_split(dataset, split, recipe.binarize and not grey)
     if rows.y is None or len(rows.x) == 0:
         raise InputError(f"classify: expected rows with labels; {dataset.name} {split} has none")
     if dataset.classes != model.num_classes:

@@ -107,6 +107,17 @@ def test_classify_by(name, by, run, tmp_path):
     assert (tmp_path / "p.csv").exists() and not (folder / "classification.csv").exists()
 
 
+def test_classify_grey_levels_as_they_are(run):
+    folder = run("m2")
+    told = call("classify", folder, "--grey").stdout
+    toy = dataset()
+    expected = evaluate.class_probabilities(_run.open_run(folder).model, toy.test.x, 10, 0)
+    with (folder / "classification.csv").open() as file:
+        rows = [[float(row[f"p{c}"]) for c in range(4)] for row in csv.DictReader(file)]
+    assert np.allclose(rows, expected, atol=1e-5) and "grey levels" in told
+    assert json.loads((folder / "classification.json").read_text())["grey"] is True
+
+
 def test_a_cagem_classifies_by_its_cascade(run):
     assert "by cascade" in call("classify", run("cagem")).stdout
 
@@ -117,6 +128,7 @@ def test_a_cagem_classifies_by_its_cascade(run):
         ("vae", [], "expected a run of a model with a label, one of m1m2, m2"),
         ("clusters", [], "expected a run that was trained with labels; toy-clusters had none"),
         ("m2", ["--by", "cascade"], "by must be q, p or both"),
+        ("m2", ["--by", "p", "--grey"], "grey needs rows of grey levels and by q or cascade; got grey rows and by p"),
         ("m2", ["--by", "r"], "'r' is not one of 'q', 'p', 'both', 'cascade'"),
         ("m2", ["--samples", "0"], "--samples"),
         ("m2", ["--split", "valid"], "split must be one of train, test"),

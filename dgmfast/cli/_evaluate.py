@@ -89,6 +89,7 @@ def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label
     help="q(y|x), p(y|x) of the bounds, both together, or CaGeM's cascade [q; of a CaGeM cascade].",
 )
 @click.option("--samples", default=10, show_default=True, type=click.IntRange(1), help="Draws of the latents per row.")
+@click.option("--grey", is_flag=True, help="Classify grey levels as they are, not one binary draw of them.")
 @SPLIT
 @click.option("--out", type=click.Path(path_type=Path), help="The table of the rows [RUN/classification.csv].")
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
@@ -99,6 +100,7 @@ def classify(
     folder: Path,
     by: str | None,
     samples: int,
+    grey: bool,
     split: str,
     out: Path | None,
     seed: int,
@@ -109,12 +111,13 @@ def classify(
     from dgmfast import plots
 
     run = _run.open_run(folder, resolve_device(device))
-    result = _classify.classify(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by)
+    result = _classify.classify(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by, grey)
     told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
-    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}, by {result.by}: {told}")
+    levels = ", grey levels" if grey else ""
+    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}{levels}, by {result.by}: {told}")
     figure = plots.confusion_matrix(result.confusion, folder / _run.FIGURES / "confusion.png", title=told.capitalize())
     settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split}
-    settings |= {"samples": samples, "seed": seed}
+    settings |= {"samples": samples, "seed": seed, "grey": grey}
     _classify.write_summary(folder / "classification.json", settings, result)
     out = out or folder / "classification.csv"
     _classify.write_rows(out, result)
