@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgmfast import ops
 from dgmfast.errors import InputError
+from dgmfast.estimators import ESTIMATORS, ImportanceWeighted, Rows, group_bounds
 from dgmfast.models.base import GenerativeModel, Label, Noise, Terms
 from dgmfast.models.labels import GumbelSoftmax, LabelSum, SparseSum
 from dgmfast.nn import frozen_statistics
@@ -38,6 +38,10 @@ class Objective:
     alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis: the cross-entropy of the labelled rows has the weight
     α = alpha (N_l + N_u)/N_l (App. A eq. 13). label_sum: "exact", "sparse" (with tau) or "gumbel" (with temperature), how the
     sum over the label of an unlabelled row is taken in training; the last two need k = 1.
+    estimator: "iwae", "stl" or "dreg", whose gradient is followed (`dgmfast.estimators`). chunk: how many samples of a row to
+    hold at once, so that memory does not grow with m·k; 0 holds all. weight_filter: with a chunk, leave samples whose normalised
+    weight is below it out of the gradient. frozen_statistics: with a chunk, let batch norm between the samples take its running
+    statistics. stl, dreg and a chunk follow log-density ratios, never an analytic KL.
     """
 
     k: int = 1
@@ -50,6 +54,10 @@ class Objective:
     label_sum: str = "exact"
     tau: float = 0.25
     temperature: float = 0.5
+    estimator: str = "iwae"
+    chunk: int = 0
+    weight_filter: float = 0.0
+    frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
         for name in ("k", "m"):
@@ -66,6 +74,15 @@ class Objective:
         if self.label_sum not in LABEL_SUMS or (self.label_sum != "exact" and self.k > 1):
             told = f"{self.label_sum!r} with k = {self.k}"
             raise InputError(f"label_sum must be one of {', '.join(LABEL_SUMS)}, and exact where k > 1; got {told}")
+        if self.estimator not in ESTIMATORS:
+            raise InputError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
+        if self.chunk < 0 or not 0.0 <= self.weight_filter < 1.0:
+            raise InputError(f"chunk must be at least 0 and weight_filter in [0, 1); got {self.chunk} and {self.weight_filter}")
+        if not self.chunk and (self.weight_filter or self.frozen_statistics):
+            raise InputError("weight_filter and frozen_statistics need a chunk; got chunk = 0")
+        if (self.chunk or self.estimator != "iwae") and (self.free_bits or self.label_sum != "exact"):
+            told = f"estimator {self.estimator!r} and chunk = {self.chunk}"
+            raise InputError(f"free_bits must be 0 and label_sum exact where samples are weighted; got {told}")
         self.labels()
 
     def beta(self, epoch: float) -> float:
@@ -94,26 +111,37 @@ class Objective:
         of row first_row + i of the whole batch, so that a batch may be split over processes.
         """
         label: Label = self.labels() if y is None and model.num_classes else y
-        terms = model.draw(model.encode(x, label), x, self.m * self.k, Noise(seed, first_row), label)
-        loss, log = self._loss(terms, beta)
+        rows = Rows(model, model.encode(x, label), x, label)
+        loss, log = self._loss(rows, Noise(seed, first_row), beta)
         if labelled is None:
             return loss, log
         supervised, supervised_log = self._supervised(model, labelled, beta, seed)
         return loss + supervised, {**log, **supervised_log}
 
-    def _loss(self, terms: Terms, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, rows: Rows, noise: Noise, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.estimator == "iwae" and not self.chunk:
+            return self._loss_of(rows.draw(self.m * self.k, noise), beta)
+        names = ("k", "m", "estimator", "chunk", "weight_filter", "frozen_statistics")
+        weighted = ImportanceWeighted(beta=beta, **{name: getattr(self, name) for name in names})
+        bound, log = weighted.bound(rows, noise, self._log)
+        return -bound.mean(), log
+
+    def _loss_of(self, terms: Terms, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.k > 1:
-            loss = -ops.importance_bound(terms.log_weights(beta).unflatten(1, (self.m, self.k))).mean()
+            loss = -group_bounds(terms.log_weights(beta), self.m, self.k).mean()
         elif self.free_bits:
             floored = [value.mean().clamp(min=self.free_bits) for value in terms.kl_terms(self.analytic_kl).values()]
             loss = beta * sum(floored) - terms.reconstruction().mean()
         else:
             loss = -terms.bound(beta, self.analytic_kl).mean()
-        with torch.no_grad():
-            kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
-            reconstruction = terms.reconstruction().mean()
-            log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
-        return loss, log | {f"kl_{name}": value for name, value in kl.items()}
+        return loss, self._log(terms)
+
+    @torch.no_grad()
+    def _log(self, terms: Terms) -> dict[str, Tensor]:
+        kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
+        reconstruction = terms.reconstruction().mean()
+        log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
+        return log | {f"kl_{name}": value for name, value in kl.items()}
 
     def _supervised(
         self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor
@@ -126,7 +154,9 @@ class Objective:
         loss = x.new_zeros(())
         log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
         if terms is not None:
-            loss, supervised_log = self._loss(terms, beta)
+            if self.estimator != "iwae" or self.chunk:
+                raise InputError("labelled rows need the estimator iwae and chunk = 0")
+            loss, supervised_log = self._loss_of(terms, beta)
             log["labelled_elbo"] = supervised_log["elbo"]
         for entropy in entropies.values():
             loss = loss + alpha * entropy.mean()
