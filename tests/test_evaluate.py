@@ -1,6 +1,7 @@
 """log_likelihood: constant in memory, bit-equal at any chunk, honest error bars."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -57,7 +58,7 @@ def test_a_system_that_does_not_tell_its_free_memory(error, monkeypatch):
     def silent(name: str) -> int:
         raise error(name)
 
-    monkeypatch.setattr(evaluate.os, "sysconf", silent)
+    monkeypatch.setattr(os, "sysconf", silent)
     assert torch.equal(evaluate.log_likelihood(model, x, k=600).log_px, expected)
 
 
