@@ -61,6 +61,10 @@ class Rows:
         self.states.append(states)
         self.pareto_k.append(pareto_k)
 
+    def join(self) -> None:
+        """Keep all as one part."""
+        self.states, self.pareto_k = [torch.cat(self.states)], [torch.cat(self.pareto_k)]
+
     def tensors(self, points: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """All as one: [N, P, 5] and [N], float64."""
         none = torch.zeros(0, points, 5, dtype=torch.float64, device=device)
