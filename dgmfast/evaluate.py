@@ -48,7 +48,7 @@ class LogLikelihood:
 
     def mean(self, name: str) -> tuple[float, float]:
         """Mean over the rows of one of the fields, and the standard error of that mean over rows."""
-        values: Tensor = getattr(self, name)
+        values: Tensor = getattr(self, name).double()
         return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
     def dominated(self) -> Tensor:

@@ -12,6 +12,8 @@ from test_vae import DEVICES, TWO_LAYERS, binary, log_px_by_quadrature, make
 from dgmfast import evaluate
 from dgmfast.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:log_likelihood. a few samples dominate")
+
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("k", [1, 7, 512, 513, 1300])

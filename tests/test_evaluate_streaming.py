@@ -1,4 +1,4 @@
-"""What log_likelihood tells besides the estimates: the K-curve, k̂ and its warning, a tolerance, and what it does without memory."""
+"""What log_likelihood does besides estimating: the K-curve, k̂ and its warning, a tolerance, and its way out without memory."""
 
 import math
 import re
