@@ -19,9 +19,9 @@ from dgmfast._distributed import Group
 from dgmfast._files import write_atomically
 from dgmfast._partial import Partial
 from dgmfast._run import tensor_digest
-from dgmfast._streaming import Rows, Sampling, points, stream
+from dgmfast._streaming import Rows, Sampling, check, points, progress_bar, stream
 from dgmfast.errors import InputError
-from dgmfast.evaluate import LogLikelihood, check, estimates, progress_bar
+from dgmfast.evaluate import LogLikelihood
 from dgmfast.models.base import GenerativeModel, Label
 
 MIDDLE_K = 50
@@ -96,13 +96,14 @@ def bounds(
     rows = group.everywhere(lambda: _rows(model, part, of_part, sampling, begin, kept, show))
     states, pareto_k = (group.gather(t, len(x)) for t in rows.tensors(len(sampling.points), x.device))
     seconds = time.perf_counter() - start + (0.0 if kept is None else kept.seconds)
-    result = estimates(sampling, states, pareto_k)
+    result = LogLikelihood.from_states(sampling, states, pareto_k)
     if group.rank == 0:
         result.warn()
     several = {k: result}
     if k > MIDDLE_K:
         at = points(MIDDLE_K)
-        several = {MIDDLE_K: estimates(replace(sampling, k=MIDDLE_K, points=at), states[:, : len(at)], pareto_k), **several}
+        first = LogLikelihood.from_states(replace(sampling, k=MIDDLE_K, points=at), states[:, : len(at)], pareto_k)
+        several = {MIDDLE_K: first, **several}
     return Bounds(several, seconds, kept)
 
 

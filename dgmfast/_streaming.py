@@ -77,6 +77,20 @@ def points(k: int, *more: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, *more, k}))
 
 
+def check(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None, tolerance: float | None) -> None:
+    """Raise InputError unless log_likelihood takes these arguments."""
+    if k < 1:
+        raise InputError(f"log_likelihood: k must be at least 1; got {k}")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
+    if tolerance is not None and not 0.0 < tolerance < math.inf:
+        raise InputError(f"log_likelihood: tolerance must be a positive number of nats; got {tolerance}")
+    model.check("log_likelihood", x, y)
+    bad = x.isfinite().all(1).logical_not()
+    if bad.any():
+        raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
+
+
 @torch.no_grad()
 def stream(
     model: GenerativeModel,
@@ -154,7 +168,7 @@ class _Block:
             done = sample + width
             self.advance(count * width)
             if (step + 1) % self.steps == 0 or done == k or tolerance is not None:
-                check_finite(state, terms, row)
+                _check_finite(state, terms, row)
             if tolerance is not None and done < k:
                 live &= state.std_error >= tolerance
                 if not live.any():
@@ -207,7 +221,7 @@ class _Halved:
         return results
 
 
-def check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
+def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
     """Raise InputError where a row's weights are not finite, naming the row and the guilty terms."""
     bad = state.values[:, :3].isfinite().logical_not().any(1)
     if not bad.any():
@@ -255,3 +269,23 @@ def _chunk_from_memory(model: GenerativeModel, device: torch.device) -> int:
         except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
             free = UNKNOWN_MEMORY
     return max(1, int(free / 10 / (4 * sum(_widths(model)))))
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        pass
+
+
+def progress_bar(total: int, show: bool, initial: int = 0):
+    """A bar over the samples of all rows, with the time left."""
+    if not show:
+        return _NoBar()
+    from tqdm import tqdm  # not a dependency of the ops and models
+
+    return tqdm(total=total, initial=initial, unit="sample", unit_scale=True, desc="log p(x)")

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgmfast._streaming import Rows, Sampling, points, stream
-from dgmfast.errors import InputError
+from dgmfast._streaming import Rows, Sampling, check, points, progress_bar, stream
 from dgmfast.models.base import GenerativeModel, Label, LabelModel, Noise
 from dgmfast.models.labels import SampledLabel
 from dgmfast.ops import ImportanceState
@@ -45,6 +44,16 @@ class LogLikelihood:
     pareto_k: Tensor
     largest: Tensor
     curve: dict[int, Tensor]
+
+    @classmethod
+    def from_states(cls, sampling: Sampling, states: Tensor, pareto_k: Tensor) -> LogLikelihood:
+        """From the rows' states [N, P, 5] at the points of the sampling, and k̂ [N]."""
+        each = [ImportanceState(states[:, i]) for i in range(len(sampling.points))]
+        last = each[-1]
+        curve = {k: state.log_px for k, state in zip(sampling.points, each, strict=True)}
+        used, largest = last.values[:, 4].long(), 1.0 / last.values[:, 1]
+        log_px = curve[sampling.k]
+        return cls(log_px, last.elbo, last.ess, last.std_error, sampling.k, used, pareto_k, largest, curve)
 
     def mean(self, name: str) -> tuple[float, float]:
         """Mean over the rows of one of the fields, and the standard error of that mean over rows."""
@@ -101,19 +110,9 @@ def log_likelihood(
     sampling, rows = Sampling(k, seed, points(k), tolerance, chunk), Rows()
     with progress_bar(len(x) * k, progress) as bar:
         stream(model, x, y, sampling, rows, advance=bar.update)
-    result = estimates(sampling, *rows.tensors(len(sampling.points), x.device))
+    result = LogLikelihood.from_states(sampling, *rows.tensors(len(sampling.points), x.device))
     result.warn()
     return result
-
-
-def estimates(sampling: Sampling, states: Tensor, pareto_k: Tensor) -> LogLikelihood:
-    """The estimates from the rows' states [N, P, 5] at the points of the sampling, and k̂ [N]."""
-    each = [ImportanceState(states[:, i]) for i in range(len(sampling.points))]
-    last = each[-1]
-    curve = {k: state.log_px for k, state in zip(sampling.points, each, strict=True)}
-    used, largest = last.values[:, 4].long(), 1.0 / last.values[:, 1]
-    log_px = curve[sampling.k]
-    return LogLikelihood(log_px, last.elbo, last.ess, last.std_error, sampling.k, used, pareto_k, largest, curve)
 
 
 @torch.no_grad()
@@ -159,37 +158,3 @@ def _in_blocks(model: GenerativeModel, x: Tensor, function: Callable[[Tensor, in
         return torch.cat([function(x[first : first + ROWS], first) for first in range(0, len(x), ROWS)])
     finally:
         model.train(training)
-
-
-def check(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None, tolerance: float | None) -> None:
-    """Raise InputError unless log_likelihood takes these arguments."""
-    if k < 1:
-        raise InputError(f"log_likelihood: k must be at least 1; got {k}")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
-    if tolerance is not None and not 0.0 < tolerance < math.inf:
-        raise InputError(f"log_likelihood: tolerance must be a positive number of nats; got {tolerance}")
-    model.check("log_likelihood", x, y)
-    bad = x.isfinite().all(1).logical_not()
-    if bad.any():
-        raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
-
-
-class _NoBar:
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, _: int) -> None:
-        pass
-
-
-def progress_bar(total: int, show: bool, initial: int = 0):
-    """A bar over the samples of all rows, with the time left."""
-    if not show:
-        return _NoBar()
-    from tqdm import tqdm  # not a dependency of the ops and models
-
-    return tqdm(total=total, initial=initial, unit="sample", unit_scale=True, desc="log p(x)")
