@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -55,17 +56,40 @@ class Group:
         result: T = answer[0]
         return result
 
+    def everywhere(self, function: Callable[[], T]) -> T:
+        """What `function` returns in each process; an InputError of one is raised in all, so that none waits for it."""
+        if self.size == 1:
+            return function()
+        result, error = None, None
+        try:
+            result = function()
+        except InputError as raised:
+            error = str(raised)
+        told: list[str | None] = [None] * self.size
+        dist.all_gather_object(told, error)
+        for message in told:
+            if message is not None:
+                raise InputError(message)
+        return result  # type: ignore[return-value]
+
+    def gather(self, part: Tensor, rows: int) -> Tensor:
+        """All `rows` rows in every process, from each one's `part` of them."""
+        begin, end = self.part(rows)
+        whole = part.new_zeros(rows, *part.shape[1:])
+        whole[begin:end] = part
+        return self.sum(whole)
+
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's environment describes: gloo on CPU, nccl on CUDA."""
+def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[Group]:
+    """The group that torchrun's environment describes: gloo on CPU, nccl on CUDA; patience: of one process with another."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     except BaseException as error:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dgmfast._distributed import Group
 from dgmfast._files import write_atomically
+from dgmfast._partial import Partial
+from dgmfast._run import tensor_digest
+from dgmfast._streaming import Rows, Sampling, check, points, progress_bar, stream
 from dgmfast.errors import InputError
-from dgmfast.evaluate import LogLikelihood, log_likelihood
+from dgmfast.evaluate import LogLikelihood
 from dgmfast.models.base import GenerativeModel, Label
 
 MIDDLE_K = 50
+COLUMNS = ("log_px", "elbo", "ess", "std_error", "pareto_k", "k_used")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """L_1, L_50 (where k is larger) and L_k of the same rows, and the seconds that L_k took."""
+    """L_1, L_50 (where k is larger) and L_k of the same rows, the seconds that they took, and the rows kept on the way."""
 
     estimates: dict[int, LogLikelihood]  # the last one is of L_k and holds L_1 too
     seconds: float
+    partial: Partial | None = None
 
     @property
     def last(self) -> LogLikelihood:
@@ -60,20 +67,66 @@ def bounds(
     y: Label = None,
     chunk: int | None = None,
     progress: bool = False,
+    tolerance: float | None = None,
+    group: Group | None = None,
+    partial: tuple[Path, dict[str, Any]] | None = None,
 ) -> Bounds:
-    """Evaluate the bounds of `model` on the rows x [N, D].
+    """Evaluate the bounds of `model` on the rows x [N, D]; the arguments of evaluate.log_likelihood, and:
+
+    group: the processes that share the rows; each gets the whole result. partial: a folder for the finished rows of an
+    interrupted evaluation, which the same call goes on from, and what they depend on besides the arguments here.
 
     Raises:
         InputError: no rows, k below 1, or a value that is not finite.
     """
     if len(x) == 0:
         raise InputError("evaluate: expected at least one row; got none")
-    estimates = {}
-    for samples in sorted({k, MIDDLE_K} if k > MIDDLE_K else {k}):
-        start = time.perf_counter()
-        estimates[samples] = log_likelihood(model, x, samples, seed, y, chunk, progress and samples == k and sys.stderr.isatty())
-        seconds = time.perf_counter() - start
-    return Bounds(estimates, seconds)
+    check(model, x, k, y, chunk, tolerance)
+    group = group or Group()
+    sampling = Sampling(k, seed, points(k, *([MIDDLE_K] if k > MIDDLE_K else [])), tolerance, chunk)
+    begin, end = group.part(len(x))
+    part, of_part = x[begin:end], y[begin:end] if isinstance(y, Tensor) else y
+    kept = None
+    if partial is not None:
+        of_rows = {"x": tensor_digest(part), "y": _told(of_part), "rows": [begin, end]}
+        of_model = {"model": tensor_digest(model.state_dict()), **partial[1]}
+        kept = Partial(partial[0], {**of_model, **of_rows, **asdict(sampling), "chunk": None})
+    start = time.perf_counter()
+    show = progress and group.rank == 0
+    rows = group.everywhere(lambda: _rows(model, part, of_part, sampling, begin, kept, show))
+    states, pareto_k = (group.gather(t, len(x)) for t in rows.tensors(len(sampling.points), x.device))
+    seconds = time.perf_counter() - start + (0.0 if kept is None else kept.seconds)
+    result = LogLikelihood.from_states(sampling, states, pareto_k)
+    if group.rank == 0:
+        result.warn()
+    several = {k: result}
+    if k > MIDDLE_K:
+        at = points(MIDDLE_K)
+        first = LogLikelihood.from_states(replace(sampling, k=MIDDLE_K, points=at), states[:, : len(at)], pareto_k)
+        several = {MIDDLE_K: first, **several}
+    return Bounds(several, seconds, kept)
+
+
+def _told(y: Label) -> str:
+    return tensor_digest(y) if isinstance(y, Tensor) else repr(y)
+
+
+def _rows(
+    model: GenerativeModel, x: Tensor, y: Label, sampling: Sampling, first_row: int, kept: Partial | None, show: bool
+) -> Rows:
+    """The results of this process's rows, some of them perhaps kept from an interrupted evaluation."""
+    rows = Rows() if kept is None else kept.load(len(sampling.points), x.device)
+    if len(rows) and show:
+        print(f"continuing after {len(rows)} of {len(x)} rows", file=sys.stderr)
+    with progress_bar(len(x) * sampling.k, show and sys.stderr.isatty(), len(rows) * sampling.k) as bar:
+        if kept is None:
+            stream(model, x, y, sampling, rows, first_row, bar.update)
+            return rows
+        try:
+            stream(model, x, y, sampling, rows, first_row, bar.update, lambda: kept.save_sometimes(rows))
+        finally:
+            kept.save(rows)
+    return rows
 
 
 def table(summary: dict[str, dict[str, float | None]], n: int) -> str:
@@ -92,13 +145,28 @@ def _text(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def write(folder: Path, settings: dict[str, Any], result: Bounds) -> None:
-    """Write evaluation.npz (per row) and evaluation.json into the run's folder (InputError on a full disk)."""
+def write(folder: Path, settings: dict[str, Any], result: Bounds, stem: str = "evaluation") -> None:
+    """Write STEM.npz and STEM.csv (per row) and STEM.json into the run's folder (InputError on a full disk)."""
     arrays = {f"L_{k}": estimate.log_px.cpu().numpy() for k, estimate in result.estimates.items()}
     last = result.last
     arrays |= {"L_1": last.elbo.cpu().numpy(), "ess": last.ess.cpu().numpy(), "std_error": last.std_error.cpu().numpy()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(folder / "evaluation.npz", buffer.getvalue())
+    write_atomically(folder / f"{stem}.npz", buffer.getvalue())
+    write_atomically(folder / f"{stem}.csv", _csv(last).encode())
     report = {**settings, "rows": len(last.elbo), "seconds": round(result.seconds, 3), "bounds": result.summary()}
-    write_atomically(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
+    report["curve"] = {str(k): float(log_px.mean()) for k, log_px in last.curve.items()}
+    report |= {"mean_k_used": float(last.k_used.double().mean()), "dominated_rows": int(last.dominated().sum())}
+    write_atomically(folder / f"{stem}.json", (json.dumps(report, indent=2) + "\n").encode())
+
+
+def _csv(result: LogLikelihood) -> str:
+    """One line per row: its estimates, and log_px of the first K samples as log_px_K."""
+    columns: dict[str, Tensor] = {name: getattr(result, name) for name in COLUMNS}
+    columns |= {f"log_px_{k}": log_px for k, log_px in result.curve.items()}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["row", *columns])
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    table.writerows([i, *row] for i, row in enumerate(rows))
+    return text.getvalue()

@@ -81,7 +81,7 @@ def holds_run(folder: Path) -> bool:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write state.pt, whole or not at all (InputError)."""
     buffer = io.BytesIO()  # torch.save to a full disk would raise an error without its reason
-    torch.save({"format": FORMAT, **state, "digest": _digest(state)}, buffer)
+    torch.save({"format": FORMAT, **state, "digest": tensor_digest(state)}, buffer)
     write_atomically(folder / STATE, buffer.getvalue())
 
 
@@ -109,12 +109,12 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a checkpoint of dgmfast; got something else")
     if state["format"] != FORMAT:
         raise InputError(f"{path}: expected checkpoint format {FORMAT}; got {state['format']}, of another version of dgmfast")
-    if state["digest"] != _digest({name: value for name, value in state.items() if name not in ("format", "digest")}):
+    if state["digest"] != tensor_digest({name: value for name, value in state.items() if name not in ("format", "digest")}):
         raise InputError(f"{path}: expected a whole checkpoint; got a damaged file (bad digest of the tensors)")
     return state
 
 
-def _digest(state: Any) -> str:
+def tensor_digest(state: Any) -> str:
     """Of all tensors in the state. The archive's own checksums are not enough: torch does not read by its directory alone."""
     digest = hashlib.blake2b(digest_size=16)
 

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dgmfast.errors import InputError
-from dgmfast.models.base import Encoding, GenerativeModel, Label, LabelModel, Noise, Terms
+from dgmfast._streaming import Rows, Sampling, check, points, progress_bar, stream
+from dgmfast.models.base import GenerativeModel, Label, LabelModel, Noise
 from dgmfast.models.labels import SampledLabel
 from dgmfast.ops import ImportanceState
 
-# Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
-# k and the model alone, so that no result depends on the chunk. On a CPU a block keeps the widest layer in a core's cache, but
-# for at least 512 rows; narrow layers take more, because there the calls are what costs.
-CACHED_NUMBERS = 2**18
-CPU_ROWS = (512, 8192)
-CUDA_ROWS = 65536
-ENCODER_BLOCK = 512
 ROWS = 1000  # of a pass without importance samples
-UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
+HEAVY_TAIL = 0.7  # of k̂: above it the mean of so many weights is not reliable (Vehtari et al. 2024)
+DOMINANT = 0.5  # of all weight: decides where there is no k̂
+LEAST_SAMPLES = 25  # below, one sample always weighs much, and L_K is meant as a bound
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Estimates for each row, [N] float64, from k importance samples; nats (ess: samples).
+    """Estimates for each row, [N] float64 unless said otherwise; nats (ess: samples).
 
-    log_px: log (1/K) Σ w, the bound L_K (eq. 3.31). elbo: L_1, the mean of log w. ess: effective sample size.
-    std_error: standard error of log_px by the delta method; its bias is about −std_error²/2.
+    log_px: log (1/K) Σ w, the bound L_K (eq. 3.31). elbo: L_1, the mean of log w. ess: effective sample size (Σ w)²/Σ w².
+    std_error: standard error of log_px by the delta method, s.e.² = K/(K−1) (Σ w²/(Σ w)² − 1/K); its bias is about
+    −std_error²/2. k: the samples asked for; k_used: int64, those that each row took, fewer than k only with a tolerance.
+    pareto_k: shape k̂ of the generalised Pareto distribution fitted to the min(K/5, 3√K) largest weights (Zhang & Stephens 2009,
+    Vehtari et al. 2024); above 0.7 a few samples decide log_px, and std_error is too small; NaN below 25 samples, and where the
+    tail allows no fit. largest: the largest weight's share of their sum.
+    curve: K -> log_px of the first K samples, for K = 1, 10, 100, ... and k. The last is log_px itself; the others equal a run
+    with that K up to rounding, because a run's products have shapes of its own.
     """
 
     log_px: Tensor
@@ -39,14 +40,42 @@ class LogLikelihood:
     ess: Tensor
     std_error: Tensor
     k: int
+    k_used: Tensor
+    pareto_k: Tensor
+    largest: Tensor
+    curve: dict[int, Tensor]
+
+    @classmethod
+    def from_states(cls, sampling: Sampling, states: Tensor, pareto_k: Tensor) -> LogLikelihood:
+        """From the rows' states [N, P, 5] at the points of the sampling, and k̂ [N]."""
+        each = [ImportanceState(states[:, i]) for i in range(len(sampling.points))]
+        last = each[-1]
+        curve = {k: state.log_px for k, state in zip(sampling.points, each, strict=True)}
+        used, largest = last.values[:, 4].long(), 1.0 / last.values[:, 1]
+        log_px = curve[sampling.k]
+        return cls(log_px, last.elbo, last.ess, last.std_error, sampling.k, used, pareto_k, largest, curve)
 
     def mean(self, name: str) -> tuple[float, float]:
         """Mean over the rows of one of the fields, and the standard error of that mean over rows."""
-        values: Tensor = getattr(self, name)
+        values: Tensor = getattr(self, name).double()
         return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
+    def dominated(self) -> Tensor:
+        """Whether few samples decide a row's log_px, [N] bool: k̂ above 0.7, or, without k̂, half of all weight in one sample."""
+        heavy = (self.pareto_k > HEAVY_TAIL) | (self.pareto_k.isnan() & (self.largest > DOMINANT))
+        return heavy & (self.k_used >= LEAST_SAMPLES)
 
-@torch.no_grad()
+    def warn(self) -> None:
+        """Warn where few samples dominate."""
+        heavy = int(self.dominated().sum())
+        if heavy:
+            warnings.warn(
+                f"log_likelihood: a few samples dominate {heavy} of {len(self.log_px)} rows (Pareto k̂ above {HEAVY_TAIL}), where "
+                f"log_px may be too low and std_error too small: take a larger k, or call it the bound L_{self.k}",
+                stacklevel=3,
+            )
+
+
 def log_likelihood(
     model: GenerativeModel,
     x: Tensor,
@@ -55,11 +84,14 @@ def log_likelihood(
     y: Label = None,
     chunk: int | None = None,
     progress: bool = False,
+    tolerance: float | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x[, y]) of every row of x [N, D] with k importance samples, in evaluation mode (eq. 3.31).
 
     Each x is encoded once; its samples stream through the decoder in blocks of fixed shape and merge in float64, so that memory
-    does not grow with k and the result is bit-equal for any chunk on one machine, build and thread count.
+    does not grow with k (but for the 3√k largest weights of the rows at work, for k̂) and the result is bit-equal for any chunk on
+    one machine, build and thread count. Where memory runs out, fewer samples are drawn at once, with a warning; that changes
+    rounding alone, as do the device and the number of threads. A warning tells how many rows few samples dominate.
 
     Args:
         x: [N, D] floating. y: [N] labels, where the model takes them; None sums over them exactly, and models.SampledLabel()
@@ -67,36 +99,20 @@ def log_likelihood(
         seed: of the Philox noise of row, sample and dimension.
         chunk: rows × samples between two checks of the weights, rounded to whole blocks; by default as many as fit in a
             tenth of the free memory. progress: show a bar.
+        tolerance: nats; a row stops at the first multiple of 250 samples at which its std_error is below it, and at k at the
+            latest. None: every row takes k. Stopping when the error looks small makes it look a little too small.
 
     Raises:
-        InputError: k or chunk below 1, x or y of a wrong shape, dtype or device, or a non-finite value in the data or in a weight
-            (which row and term).
+        InputError: k or chunk below 1, a tolerance that is not positive, x or y of a wrong shape, dtype or device, or a
+            non-finite value in the data or in a weight (which row and term).
     """
-    _check(model, x, k, y, chunk)
-    rows, samples = _block_shape(model, k, x.device)
-    steps = max(1, (chunk or _chunk_from_memory(model, x)) // (rows * samples))
-    states: list[ImportanceState] = []
-    training = model.training
-    model.eval()
-    try:
-        with _progress_bar(len(x), progress) as bar:
-            for first in range(0, len(x), ENCODER_BLOCK):
-                part = slice(first, first + ENCODER_BLOCK)
-                encoding = model.encode(_pad(x[part], ENCODER_BLOCK), _pad_labels(y, part, ENCODER_BLOCK))
-                count = len(x[part])
-                for row in range(0, count, rows):
-                    block = slice(row, row + rows)
-                    block_x = _pad(x[part][block], rows)
-                    block_y = _pad_labels(y[part] if isinstance(y, Tensor) else y, block, rows)
-                    block_encoding = {name: value[block] for name, value in encoding.items()}
-                    state = _stream(model, block_encoding, block_x, block_y, k, samples, seed, first + row, steps)
-                    states.append(ImportanceState(state.values[: count - row]))
-                    bar.update(len(states[-1].values))
-    finally:
-        model.train(training)
-    values = torch.cat([s.values for s in states]) if states else x.new_zeros(0, 5, dtype=torch.float64)
-    total = ImportanceState(values)
-    return LogLikelihood(total.log_px, total.elbo, total.ess, total.std_error, k)
+    check(model, x, k, y, chunk, tolerance)
+    sampling, rows = Sampling(k, seed, points(k), tolerance, chunk), Rows()
+    with progress_bar(len(x) * k, progress) as bar:
+        stream(model, x, y, sampling, rows, advance=bar.update)
+    result = LogLikelihood.from_states(sampling, *rows.tensors(len(sampling.points), x.device))
+    result.warn()
+    return result
 
 
 @torch.no_grad()
@@ -142,96 +158,3 @@ def _in_blocks(model: GenerativeModel, x: Tensor, function: Callable[[Tensor, in
         return torch.cat([function(x[first : first + ROWS], first) for first in range(0, len(x), ROWS)])
     finally:
         model.train(training)
-
-
-def _stream(
-    model: GenerativeModel, encoding: Encoding, x: Tensor, y: Label, k: int, samples: int, seed: int, row: int, steps: int
-) -> ImportanceState:
-    """The state of k weights of each row of x, `samples` at a time, checked every `steps` blocks."""
-    state = ImportanceState()
-    for step, sample in enumerate(range(0, k, samples)):
-        terms = model.draw(encoding, x, samples, Noise(seed, row, sample), y)
-        # the last block may draw more than k: the surplus is dropped
-        state.update(terms.log_weights()[:, : k - sample])
-        if (step + 1) % steps == 0 or sample + samples >= k:
-            _check_finite(state, terms, row)
-    return state
-
-
-def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
-    bad = state.values[:, :3].isfinite().logical_not().any(1)
-    if not bad.any():
-        return
-    first = int(bad.nonzero()[0])
-    named = {"log p(x|z)": terms.log_px, **{f"log p({n})": latent.log_p() for n, latent in terms.latents.items()}}
-    named |= {f"log q({n})": latent.log_q for n, latent in terms.latents.items()}
-    if terms.labels is not None and terms.log_py is not None:
-        named["log p(y)"] = terms.log_py.expand(len(state.values), *terms.log_py.shape[-2:])
-        if terms.labels.log_qy is not None:
-            named["log q(y)"] = terms.labels.log_qy
-    guilty = [name for name, term in named.items() if not term[first].isfinite().all()]
-    raise InputError(
-        f"log_likelihood: the weights of row {row + first} are not finite; look at {' and '.join(guilty) or 'log w'}"
-    )
-
-
-def _check(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None) -> None:
-    if k < 1:
-        raise InputError(f"log_likelihood: k must be at least 1; got {k}")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
-    model.check("log_likelihood", x, y)
-    bad = x.isfinite().all(1).logical_not()
-    if bad.any():
-        raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
-
-
-def _widths(model: GenerativeModel) -> list[int]:
-    return [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)] or [1]
-
-
-def _block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
-    """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
-    least, most = CPU_ROWS
-    size = max(least, min(most, CACHED_NUMBERS // max(_widths(model)))) if device.type == "cpu" else CUDA_ROWS
-    samples = math.ceil(k / math.ceil(k / size))
-    return min(ENCODER_BLOCK, 2 ** int(math.log2(max(1, size // samples)))), samples
-
-
-def _pad(t: Tensor, rows: int) -> Tensor:
-    return t if len(t) == rows else torch.cat([t, t.new_zeros(rows - len(t), *t.shape[1:])])
-
-
-def _pad_labels(y: Label, part: slice, rows: int) -> Label:
-    return _pad(y[part], rows) if isinstance(y, Tensor) else y
-
-
-def _chunk_from_memory(model: GenerativeModel, x: Tensor) -> int:
-    """Rows whose activations would take about a tenth of the free memory."""
-    if x.is_cuda:
-        free, _ = torch.cuda.mem_get_info(x.device)
-    else:
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
-            free = UNKNOWN_MEMORY
-    return max(1, int(free / 10 / (4 * sum(_widths(model)))))
-
-
-class _NoBar:
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, _: int) -> None:
-        pass
-
-
-def _progress_bar(total: int, show: bool):
-    if not show:
-        return _NoBar()
-    from tqdm import tqdm  # not a dependency of the ops and models
-
-    return tqdm(total=total, unit="row", desc="log p(x)")

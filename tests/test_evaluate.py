@@ -1,6 +1,7 @@
 """log_likelihood: constant in memory, bit-equal at any chunk, honest error bars."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ from test_vae import DEVICES, TWO_LAYERS, binary, log_px_by_quadrature, make
 
 from dgmfast import evaluate
 from dgmfast.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore:log_likelihood. a few samples dominate")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -57,7 +60,7 @@ def test_a_system_that_does_not_tell_its_free_memory(error, monkeypatch):
     def silent(name: str) -> int:
         raise error(name)
 
-    monkeypatch.setattr(evaluate.os, "sysconf", silent)
+    monkeypatch.setattr(os, "sysconf", silent)
     assert torch.equal(evaluate.log_likelihood(model, x, k=600).log_px, expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from dgmfast import _classify, _report, _run, data, models
-from dgmfast._distributed import resolve_device
+from dgmfast._distributed import process_group, resolve_device
 from dgmfast._files import write_atomically
-from dgmfast.cli._group import DATA_DIR, DEVICE, RUN, THREADS, click
+from dgmfast.cli._group import DATA_DIR, DEVICE, RUN, THREADS, click, is_main
 from dgmfast.errors import InputError
 from dgmfast.models.base import Label
 
@@ -21,17 +22,20 @@ LABELS = {
     "sampled": "log p(x), with a label drawn from q(y|·) per sample",
     "given": "log p(x, y) with the label given",
 }
+PATIENCE = timedelta(days=7)  # of a process that is done with its rows, for the others
 SPLIT = click.option("--split", default="test", show_default=True, help="train, valid or test.")
 
 
 @click.command()
 @RUN
 @click.option("--iw", "k", default=5000, show_default=True, help="Importance samples K.")
+@click.option("--tolerance", type=float, help="A row needs no more samples once its standard error, in nats, is below [none].")
 @click.option(
     "--labels",
     type=click.Choice(list(LABELS)),
     help="A model's label: summed over exactly, drawn once per sample (as most published L_K), or given [exact].",
 )
+@click.option("--data", "dataset", help="Name of another data set than the run's.")
 @SPLIT
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many rows.")
 @click.option("--chunk", type=click.IntRange(1), help="Rows x samples at a time (chosen from the free memory).")
@@ -40,10 +44,13 @@ SPLIT = click.option("--split", default="test", show_default=True, help="train, 
 @DEVICE
 @THREADS
 @click.option("--progress/--no-progress", default=True)
+@click.option("--figures/--no-figures", default=True, help="Draw L_K against K, and the effective sample sizes.")
 def evaluate(
     folder: Path,
     k: int,
+    tolerance: float | None,
     labels: str | None,
+    dataset: str | None,
     split: str,
     limit: int | None,
     chunk: int | None,
@@ -51,26 +58,59 @@ def evaluate(
     data_dir: Path | None,
     device: str,
     progress: bool,
+    figures: bool,
 ) -> None:
-    """Evaluate L_1, L_50 and L_K of a run; writes evaluation.json and evaluation.npz into its folder."""
+    """Evaluate L_1, L_50 and L_K of a run; writes evaluation.json, .csv and .npz into its folder, and evaluation.png into its
+    figures (evaluation-DATA.* with --data).
+
+    What is done is kept every few seconds: after an interruption, the same command goes on from there. Under torchrun, the
+    processes share the rows.
+    """
     place = resolve_device(device)
     run = _run.open_run(folder, place)
     if run.model.num_classes is None and labels is not None:
         raise InputError(f"--labels is for models with a label; got {labels} for {run.recipe.model['name']}")
-    fixed = _run.fixed_split(data.load(run.recipe.data, data_dir), split, run.recipe.binarize)
+    name = dataset or run.recipe.data
+    fixed = _run.fixed_split(data.load(name, data_dir), split, run.recipe.binarize)
     x = fixed.x[:limit].to(place)
-    settings = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split, "k": k, "seed": seed}
+    settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": name, "split": split, "k": k}
+    settings |= {"seed": seed, "tolerance": tolerance}
     y: Label = None
     if run.model.num_classes is not None:
         settings["labels"] = labels = labels or "exact"
-        y = _label(labels, fixed.y, limit, f"{run.recipe.data} {split}")
+        y = _label(labels, fixed.y, limit, f"{name} {split}")
         y = y.to(place) if isinstance(y, Tensor) else y
-    result = _report.bounds(run.model, x, k, seed, y, chunk, progress)
-    _report.write(folder, settings | {"test_seed": _run.TEST_SEED, "environment": _run.environment(place, 1)}, result)
+    with process_group(place, PATIENCE) as group:
+        settings |= {"test_seed": _run.TEST_SEED, "environment": _run.environment(place, group.size)}
+        kept_for = {"model settings": run.recipe.model, "environment": {**settings["environment"], "threads": None}}
+        try:
+            result = _report.bounds(run.model, x, k, seed, y, chunk, progress, tolerance, group, (folder, kept_for))
+        except KeyboardInterrupt:
+            if is_main():
+                click.echo("\nInterrupted; the same command goes on from the rows that are done", err=True)
+            raise
+        # what plots and tables read as the run's own is of its own data
+        stem = "evaluation" if name == run.recipe.data else f"evaluation-{name}"
+        group.from_first(lambda: _finish(folder, settings, result, stem, figures))
+        if result.partial is not None:
+            result.partial.remove()
+
+
+def _finish(folder: Path, settings: dict[str, Any], result: _report.Bounds, stem: str, figures: bool) -> None:
+    """Write the files and the figure, and tell the table."""
+    _report.write(folder, settings, result, stem)
+    rows, labels = len(result.last.log_px), settings.get("labels")
     told = f"; {LABELS[labels]}" if labels else ""
-    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}{told}; nats per row, ± standard errors")
-    click.echo(_report.table(result.summary(), len(x)))
-    click.echo(f"L_{k} took {result.seconds:.1f} s; per-row values are in {folder / 'evaluation.npz'}")
+    where = f"{settings['recipe']} after {settings['epoch']} epochs, {settings['data']} {settings['split']}"
+    click.echo(f"{where}{told}; nats per row, ± standard errors")
+    click.echo(_report.table(result.summary(), rows))
+    used = f" with {result.last.mean('k_used')[0]:.0f} samples per row" if settings["tolerance"] is not None else ""
+    files = f"{folder / stem}.csv and .npz"
+    if figures:
+        from dgmfast import plots
+
+        files += f", curves in {plots.log_likelihood(result.last, folder / _run.FIGURES / f'{stem}.png')}"
+    click.echo(f"L_{settings['k']} took {result.seconds:.1f} s{used}; per-row values are in {files}")
 
 
 def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label:

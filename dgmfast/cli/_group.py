@@ -17,6 +17,7 @@ except ImportError:  # an extra, like all that only the command line needs
 import torch
 
 from dgmfast import __version__
+from dgmfast.errors import out_of_memory
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -44,7 +45,7 @@ class OneLineErrors(click.Group):
             except (OSError, ValueError, TypeError, MemoryError) as error:
                 code = _fail(str(error) or type(error).__name__)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 code = _fail(f"out of memory: {str(error).splitlines()[0]}")
         sys.exit(code if isinstance(code, int) else 0)
@@ -54,11 +55,6 @@ def _fail(message: str) -> int:
     if is_main():
         click.echo(f"Error: {' '.join(message.split())}", err=True)
     return USER_ERROR
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Torch has a class for it on CUDA only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def is_main() -> bool:

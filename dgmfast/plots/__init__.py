@@ -5,6 +5,7 @@ from dgmfast.plots._compare import bound_curves, bounds_by_depth, bounds_by_labe
 from dgmfast.plots._curves import kl_layers, kl_units, training_curve
 from dgmfast.plots._images import ImageShape, Layout, analogies, layout_of_run, reconstructions, samples, z2_grid
 from dgmfast.plots._latents import confusion_matrix, decision_regions, latent_space, potential
+from dgmfast.plots._likelihood import log_likelihood
 from dgmfast.plots._run import draw_run
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "kl_units",
     "latent_space",
     "layout_of_run",
+    "log_likelihood",
     "potential",
     "reconstructions",
     "samples",

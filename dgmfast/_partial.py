@@ -1,0 +1,73 @@
+"""The rows that an interrupted evaluation has done, kept beside the run so that the same command goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgmfast._files import write_atomically
+from dgmfast._streaming import Rows
+from dgmfast.errors import InputError
+
+SAVE_SECONDS = 10.0  # what a kill loses at most, beside the block of rows that is being computed
+
+
+class Partial:
+    """A file of finished rows, under a name made of all that they depend on: other settings have a file of their own."""
+
+    def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
+        """depends_on: what can be written as JSON."""
+        self.key = json.dumps(depends_on, sort_keys=True)
+        self.path = folder / f"evaluation.partial-{hashlib.blake2b(self.key.encode(), digest_size=8).hexdigest()}.npz"
+        self.start = self.saved_at = time.monotonic()
+        self.seconds = 0.0  # of earlier sessions
+
+    def load(self, points: int, device: torch.device) -> Rows:
+        """The rows that are done, with P = `points` states each; none where there is no file.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.path.exists():
+            return Rows()
+        try:
+            with np.load(io.BytesIO(self.path.read_bytes())) as file:
+                states, pareto_k = (torch.from_numpy(file[name]).to(device) for name in ("states", "pareto_k"))
+                if file["key"].item() != self.key or states.shape != (len(pareto_k), points, 5):
+                    raise ValueError("other settings")
+                self.seconds = float(file["seconds"])
+        except Exception as error:  # numpy raises almost anything on a damaged archive
+            raise InputError(f"{self.path}: expected the rows of an interrupted evaluation; got {error}: remove it") from error
+        return Rows([states], [pareto_k])
+
+    def save(self, rows: Rows) -> None:
+        """Write all rows (InputError on a full disk)."""
+        if len(rows) == 0:
+            return
+        rows.join()
+        buffer = io.BytesIO()
+        arrays = {"states": rows.states[0].cpu().numpy(), "pareto_k": rows.pareto_k[0].cpu().numpy()}
+        np.savez(buffer, key=np.array(self.key), seconds=self.total_seconds(), **arrays)  # type: ignore[arg-type]
+        write_atomically(self.path, buffer.getvalue())
+        self.saved_at = time.monotonic()
+
+    def save_sometimes(self, rows: Rows) -> None:
+        """Write all rows if the last time is long ago."""
+        if time.monotonic() >= self.saved_at + SAVE_SECONDS:
+            self.save(rows)
+
+    def total_seconds(self) -> float:
+        """Of all sessions."""
+        return self.seconds + time.monotonic() - self.start
+
+    def remove(self) -> None:
+        """The evaluation is written."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""The importance weights of many rows, streamed: x is encoded once, and the memory does not grow with the number of samples."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dgmfast._pareto import Tail
+from dgmfast.errors import InputError, out_of_memory
+from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
+from dgmfast.ops import ImportanceState
+
+# Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
+# k and the model alone, so that no result depends on the chunk. On a CPU a block keeps the widest layer in a core's cache, but
+# for at least 512 rows; narrow layers take more, because there the calls are what costs.
+CACHED_NUMBERS = 2**18
+CPU_ROWS = (512, 8192)
+CUDA_ROWS = 65536
+ENCODER_BLOCK = 512
+UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
+STEP = 250  # samples between two looks at the standard errors: fewer would not support the delta method
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is drawn: k samples per row, noise of `seed`, and the K at which a row's state is kept, the last of them k.
+
+    tolerance: nats; a row stops after a multiple of STEP samples, once its standard error is below it.
+    """
+
+    k: int
+    seed: int
+    points: tuple[int, ...]
+    tolerance: float | None = None
+    chunk: int | None = None
+
+
+@dataclass
+class Rows:
+    """The results of the rows so far: states [N, P, 5] as of `ops.importance_state`, at the points of a Sampling, and k̂ [N].
+
+    The state of a row that stopped before a point is its last one.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    pareto_k: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.pareto_k)
+
+    def add(self, states: Tensor, pareto_k: Tensor) -> None:
+        self.states.append(states)
+        self.pareto_k.append(pareto_k)
+
+    def join(self) -> None:
+        """Keep all as one part."""
+        self.states, self.pareto_k = [torch.cat(self.states)], [torch.cat(self.pareto_k)]
+
+    def tensors(self, points: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All as one: [N, P, 5] and [N], float64."""
+        none = torch.zeros(0, points, 5, dtype=torch.float64, device=device)
+        return torch.cat([none, *self.states]), torch.cat([none[:, 0, 0], *self.pareto_k])
+
+
+def points(k: int, *more: int) -> tuple[int, ...]:
+    """1, 10, 100, ... up to k, and k itself."""
+    powers = (10**i for i in range(len(str(k))))
+    return tuple(sorted({*powers, *more, k}))
+
+
+def check(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None, tolerance: float | None) -> None:
+    """Raise InputError unless log_likelihood takes these arguments."""
+    if k < 1:
+        raise InputError(f"log_likelihood: k must be at least 1; got {k}")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
+    if tolerance is not None and not 0.0 < tolerance < math.inf:
+        raise InputError(f"log_likelihood: tolerance must be a positive number of nats; got {tolerance}")
+    model.check("log_likelihood", x, y)
+    bad = x.isfinite().all(1).logical_not()
+    if bad.any():
+        raise InputError(f"log_likelihood: x must be finite; row {int(bad.nonzero()[0])} is not")
+
+
+@torch.no_grad()
+def stream(
+    model: GenerativeModel,
+    x: Tensor,
+    y: Label,
+    sampling: Sampling,
+    rows: Rows,
+    first_row: int = 0,
+    advance: Callable[[int], None] = lambda samples: None,
+    finished: Callable[[], None] = lambda: None,
+) -> None:
+    """Add to `rows` the results of the rows of x [N, D] that are not among them, in evaluation mode.
+
+    first_row: the number of x[0] in the noise. advance: told of samples (of one row) that are done; finished: of more rows.
+    """
+    block = _Block(model, sampling, x.device, advance)
+    halved = _Halved("rows encoded at once")
+    training = model.training
+    model.eval()
+    try:
+        for first in range(len(rows) // ENCODER_BLOCK * ENCODER_BLOCK, len(x), ENCODER_BLOCK):
+            part = slice(first, first + ENCODER_BLOCK)
+            encoding = _encode(model, _pad(x[part], ENCODER_BLOCK), _pad_labels(y, part, ENCODER_BLOCK), halved)
+            end = min(first + ENCODER_BLOCK, len(x))
+            for row in range(max(first, len(rows)), end, block.rows):
+                inside = slice(row - first, row - first + block.rows)
+                count = min(block.rows, end - row)
+                block_x = _pad(x[row : row + count], block.rows)
+                block_y = _pad_labels(y, slice(row, row + count), block.rows)
+                block_encoding = {name: value[inside] for name, value in encoding.items()}
+                states, pareto_k = block.run(block_encoding, block_x, block_y, first_row + row, count)
+                rows.add(states[:count], pareto_k[:count])
+                finished()
+    finally:
+        model.train(training)
+
+
+def _encode(model: GenerativeModel, x: Tensor, y: Label, halved: _Halved) -> Encoding:
+    def encode(first: int, count: int) -> Encoding:
+        part = slice(first, first + count)
+        return model.encode(x[part], _pad_labels(y, part, count))
+
+    parts = halved.run(len(x), encode)
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Block:
+    """A block of rows, whose samples go through the decoder together, some at a time."""
+
+    def __init__(self, model: GenerativeModel, sampling: Sampling, device: torch.device, advance: Callable[[int], None]) -> None:
+        self.model, self.sampling, self.advance = model, sampling, advance
+        k = sampling.k if sampling.tolerance is None else min(sampling.k, STEP)
+        self.rows, self.samples = block_shape(model, k, device)
+        chunk = sampling.chunk or _chunk_from_memory(model, device)
+        self.steps = max(1, chunk // (self.rows * self.samples))  # between two checks
+        self.halved = _Halved("samples drawn at once")
+
+    def run(self, encoding: Encoding, x: Tensor, y: Label, row: int, count: int) -> tuple[Tensor, Tensor]:
+        """The states [rows, P, 5] and k̂ [rows] of the rows of x, of which the first `count` are no padding."""
+        k, tolerance = self.sampling.k, self.sampling.tolerance
+        state, tail, kept = ImportanceState(), Tail(k), []
+        live = torch.arange(self.rows, device=x.device) < count
+        for step, sample in enumerate(range(0, k, self.samples)):
+            log_w, terms = self._log_weights(encoding, x, y, row, sample)
+            # the last block may draw more than k: the surplus is dropped
+            log_w = log_w[:, : k - sample]
+            width, begin = log_w.shape[1], 0
+            cuts = {point - sample for point in self.sampling.points if sample < point <= sample + width}
+            for end in sorted(cuts | {width}):
+                state = _update(state, log_w[:, begin:end], live if tolerance is not None and sample else None)
+                if end in cuts:
+                    kept.append(state.values)
+                begin = end
+            tail.update(log_w if tolerance is None else log_w.where(live.unsqueeze(1), -math.inf))
+            done = sample + width
+            self.advance(count * width)
+            if (step + 1) % self.steps == 0 or done == k or tolerance is not None:
+                _check_finite(state, terms, row)
+            if tolerance is not None and done < k:
+                live &= state.std_error >= tolerance
+                if not live.any():
+                    self.advance(count * (k - done))
+                    break
+        kept += [state.values] * (len(self.sampling.points) - len(kept))
+        return torch.stack(kept, 1), tail.pareto_k(state.values[:, 4])
+
+    def _log_weights(self, encoding: Encoding, x: Tensor, y: Label, row: int, sample: int) -> tuple[Tensor, Terms]:
+        """log w [rows, samples] from `sample` on, and the last terms that they came from."""
+
+        def draw(first: int, count: int) -> tuple[Tensor, Terms]:
+            terms = self.model.draw(encoding, x, count, Noise(self.sampling.seed, row, sample + first), y)
+            return terms.log_weights(), terms
+
+        parts = self.halved.run(self.samples, draw)
+        return parts[0][0] if len(parts) == 1 else torch.cat([log_w for log_w, _ in parts], 1), parts[-1][1]
+
+
+def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> ImportanceState:
+    """The state with log_w added, in the rows that are live; None: in all."""
+    if live is None:
+        return state.update(log_w)
+    before = state.values
+    return ImportanceState(state.update(log_w).values.where(live.unsqueeze(1), before))
+
+
+class _Halved:
+    """Work on n things, in parts that are halved for good where memory runs out."""
+
+    def __init__(self, things: str) -> None:
+        self.things, self.most = things, 0
+
+    def run(self, n: int, work: Callable[[int, int], T]) -> list[T]:
+        """work(first, count) of parts that follow each other."""
+        results: list[T] = []
+        first = 0
+        most = self.most or n
+        while first < n:
+            count = min(most, n - first)
+            try:
+                results.append(work(first, count))
+                first += count
+            except (MemoryError, RuntimeError) as error:
+                if count == 1 or not out_of_memory(error):
+                    raise
+                if not self.most:
+                    warnings.warn(f"log_likelihood: out of memory with {count} {self.things}: halved", stacklevel=2)
+                self.most = most = (count + 1) // 2
+        return results
+
+
+def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
+    """Raise InputError where a row's weights are not finite, naming the row and the guilty terms."""
+    bad = state.values[:, :3].isfinite().logical_not().any(1)
+    if not bad.any():
+        return
+    first = int(bad.nonzero()[0])
+    named = {"log p(x|z)": terms.log_px, **{f"log p({n})": latent.log_p() for n, latent in terms.latents.items()}}
+    named |= {f"log q({n})": latent.log_q for n, latent in terms.latents.items()}
+    if terms.labels is not None and terms.log_py is not None:
+        named["log p(y)"] = terms.log_py.expand(len(state.values), *terms.log_py.shape[-2:])
+        if terms.labels.log_qy is not None:
+            named["log q(y)"] = terms.labels.log_qy
+    guilty = [name for name, term in named.items() if not term[first].isfinite().all()]
+    raise InputError(
+        f"log_likelihood: the weights of row {row + first} are not finite; look at {' and '.join(guilty) or 'log w'}"
+    )
+
+
+def _widths(model: GenerativeModel) -> list[int]:
+    return [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)] or [1]
+
+
+def block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
+    """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
+    least, most = CPU_ROWS
+    size = max(least, min(most, CACHED_NUMBERS // max(_widths(model)))) if device.type == "cpu" else CUDA_ROWS
+    samples = math.ceil(k / math.ceil(k / size))
+    return min(ENCODER_BLOCK, 2 ** int(math.log2(max(1, size // samples)))), samples
+
+
+def _pad(t: Tensor, rows: int) -> Tensor:
+    return t if len(t) == rows else torch.cat([t, t.new_zeros(rows - len(t), *t.shape[1:])])
+
+
+def _pad_labels(y: Label, part: slice, rows: int) -> Label:
+    return _pad(y[part], rows) if isinstance(y, Tensor) else y
+
+
+def _chunk_from_memory(model: GenerativeModel, device: torch.device) -> int:
+    """Rows whose activations would take about a tenth of the free memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
+            free = UNKNOWN_MEMORY
+    return max(1, int(free / 10 / (4 * sum(_widths(model)))))
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        pass
+
+
+def progress_bar(total: int, show: bool, initial: int = 0):
+    """A bar over the samples of all rows, with the time left."""
+    if not show:
+        return _NoBar()
+    from tqdm import tqdm  # not a dependency of the ops and models
+
+    return tqdm(total=total, initial=initial, unit="sample", unit_scale=True, desc="log p(x)")
