@@ -122,13 +122,13 @@ def test_both_sides_of_the_memory_rule(leading: tuple[int, ...], device: str) ->
 
 
 def test_large_training_passes_hold_no_logits(device: str) -> None:
-    """A large training pass allocates no logits at all: its largest tensors are the gradients and the buffers of its threads."""
-    tensors = {name: t.to(device) for name, t in draw((2000,), 4, 4096, dtype=torch.float32).items()}
+    """The largest that the op allocates is a block: 2 % of the logits here, for each thread."""
+    tensors = {name: t.to(device) for name, t in draw((20000,), 4, 784, dtype=torch.float32).items()}
     leaves = {name: t.requires_grad_(name != "x") for name, t in tensors.items()}
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.linear_bernoulli_log_prob(**leaves).sum().backward()
     largest = max(abs(event.cpu_memory_usage) + abs(event.device_memory_usage) for event in profile.events())
-    assert largest < 0.3 * 4 * 2000 * 4096
+    assert largest < (0.02 if device == "cpu" else 0.3) * 4 * 20000 * 784
 
 
 @implementations

@@ -272,8 +272,8 @@ void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kep
         const Tensor delta = buffers.sums.narrow(0, 0, b.size());  // in place, where the logits are not kept
         const BernoulliLogProbBackward params{
             p.plan(b, logits, x, &g), dtype_of(x), {data(&logits), data(&x)}, data(&g), {delta.mutable_data_ptr(), nullptr}};
-        const int64_t items = b.size() * ((p.dim + 255) / 256);
-        launch(p.h.device(), params, items, 256, cpu::bernoulli_log_prob_backward, cuda::bernoulli_log_prob_backward);
+        const int64_t items = b.size() * ((p.dim + kColumnsPerItem - 1) / kColumnsPerItem);
+        launch(p.h.device(), params, items, kColumnsPerItem, cpu::bernoulli_log_prob_backward, cuda::bernoulli_log_prob_backward);
         add_products(p, b, delta, buffers, out, s, i == begin);
       }
     }
@@ -289,19 +289,16 @@ Tensor gradient_of_x(const Problem& p, const Tensor& grad) {
 
 Gradients backward(const Tensor& grad_, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x,
                    const OptionalTensor& logits, Wanted wanted) {
-  const auto leading = check<int64_t>(h, weight, bias, x);
-  check_sums<int64_t>(grad_, h, weight, logits, leading);
+  check_sums<int64_t>(grad_, h, weight, logits, check<int64_t>(h, weight, bias, x));
   wanted[2] = wanted[2] && pointer(bias);
-  const auto zeros = [&](bool wanted, const Tensor& like) {
-    return at::zeros(wanted ? like.sizes() : at::IntArrayRef({0}), like.options());
-  };
+  const auto zeros = [&](int i, at::IntArrayRef size) { return at::zeros(wanted[i] ? size : at::IntArrayRef({0}), h.options()); };
   if (grad_.numel() == 0 || weight.size(0) == 0) {
-    return {zeros(wanted[0], h), zeros(wanted[1], weight), zeros(wanted[2], pointer(bias) ? *bias : weight), zeros(wanted[3], x)};
+    return {zeros(0, h.sizes()), zeros(1, weight.sizes()), zeros(2, {weight.size(0)}), zeros(3, x.sizes())};
   }
   const Problem p(h, weight, bias, x);
   const Tensor grad = with_samples(grad_, h);
   const int64_t segments = std::min(p.blocks.count(), kSegments);
-  const auto sums = p.h.options().dtype(sum_type(h));
+  const auto sums = grad.options();
   Outputs out;
   if (wanted[0]) out.h = at::empty_like(p.h);
   if (wanted[1]) out.weight = at::empty({segments, p.dim, p.h.size(2)}, sums);
@@ -309,10 +306,11 @@ Gradients backward(const Tensor& grad_, const Tensor& h, const Tensor& weight, c
   if (wanted[0] || wanted[1] || wanted[2]) {
     gradients_of_blocks(p, grad, pointer(logits) ? with_samples(logits->contiguous(), h) : Tensor(), segments, out);
   }
-  const auto total = [&](const Tensor& t) { return (segments == 1 ? t[0] : t.sum(0)).to(h.scalar_type()); };
-  const Tensor none = at::empty({0}, h.options());
-  return {wanted[0] ? out.h.view(h.sizes()) : none, wanted[1] ? total(out.weight) : none, wanted[2] ? total(out.bias) : none,
-          wanted[3] ? gradient_of_x(p, grad).to(h.scalar_type()) : none};
+  const auto total = [&](int i, const Tensor& t) {
+    return wanted[i] ? (segments == 1 ? t[0] : t.sum(0)).to(h.scalar_type()) : zeros(i, {});
+  };
+  return {wanted[0] ? out.h.view(h.sizes()) : zeros(0, {}), total(1, out.weight), total(2, out.bias),
+          wanted[3] ? gradient_of_x(p, grad).to(h.scalar_type()) : zeros(3, {})};
 }
 
 Tensor forward_meta(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
@@ -331,7 +329,8 @@ Gradients backward_meta(const Tensor& grad, const Tensor& h, const Tensor& weigh
   return std::tuple_cat(meta_gradients<4>({&h, &weight, given, &x}, wanted));
 }
 
-// Training keeps up to this many logits for its backward pass; more are computed again.
+// Training keeps up to this many logits for its backward pass; more are computed again. While they fit a large cache, keeping
+// saved 20 to 45 % of a step, whatever H; 20000 x 784 of them cost 12 % less than the product at H = 200, but 32 % more at 25.
 constexpr int64_t kKept = 1 << 22;
 
 // Where sizes are symbols, nothing is known of them, and a choice would tie the graph to them.
