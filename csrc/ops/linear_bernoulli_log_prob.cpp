@@ -329,8 +329,9 @@ Gradients backward_meta(const Tensor& grad, const Tensor& h, const Tensor& weigh
   return std::tuple_cat(meta_gradients<4>({&h, &weight, given, &x}, wanted));
 }
 
-// Training keeps up to this many logits for its backward pass; more are computed again. While they fit a large cache, keeping
-// saved 20 to 45 % of a step, whatever H; 20000 x 784 of them cost 12 % less than the product at H = 200, but 32 % more at 25.
+// Training keeps up to this many logits for its backward pass; more are computed again. Keeping 5000 x 784 of them saved 20 % of
+// a step at H = 200 and 25 % at 500, but 20000 x 784, which no cache holds, only 10 % at 200, and cost 30 % at 25
+// (docs/floors.md).
 constexpr int64_t kKept = 1 << 22;
 
 // Where sizes are symbols, nothing is known of them, and a choice would tie the graph to them.
