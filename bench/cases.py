@@ -142,7 +142,10 @@ def contenders_of(op: Op, training: bool, context: Context) -> list[Contender]:
         rivals["compile"] = _compiled(op.compiled or op.plain)
         rivals["ours, compiled"] = _compiled(op.ours)
     make: Callable[[Function], Call] = (lambda f: training_call(f, op.gradients)) if training else forward_call
-    return [Contender(name, make(function)) for name, function in ({"ours": op.ours} | rivals).items()]
+    contenders = [Contender(name, make(function)) for name, function in ({"ours": op.ours} | rivals).items()]
+    if op.product is not None and not training:  # which is only a part of the work, and not compared
+        contenders.append(Contender("plain product", forward_call(op.product), check=lambda inputs, outputs: Verdict(0.0, 0.0)))
+    return contenders
 
 
 def _compiled(function: Function) -> Function:
@@ -208,12 +211,14 @@ def check_draws(inputs: Inputs, outputs: Outputs, training: bool) -> Verdict:
 
 def op_cases(device: str, quick: bool = False) -> list[OpCase]:
     """The cases of KERNELS.md's targets and a few beside them."""
-    small, large, images = (100, 64), (10000, 784), (100, 784)
+    small, large, images, decoded = (100, 64), (10000, 784), (100, 784), (20000, 784)
     table = ops_table
     cases = [
         *(OpCase(op, shape) for op in (table.KL, table.LOG_PROB) for shape in (large, small)),
         *(OpCase(table.BERNOULLI, shape) for shape in (large, images)),
         OpCase(table.BOUND, (100, 5000)),
+        OpCase(table.linear_bernoulli_op(200), decoded),
+        OpCase(table.linear_bernoulli_op(200), images),
         OpCase(table.label_linear_op(500, 10), images),
         *(OpCase(op, shape) for op in (table.KL_TO_STANDARD, table.STANDARD_LOG_PROB) for shape in (large, small)),
         *(OpCase(table.sample_op(k), shape) for shape, k in (((100, 64), 1), ((100, 50), 50), ((1, 50), 5000))),
@@ -226,5 +231,5 @@ def op_cases(device: str, quick: bool = False) -> list[OpCase]:
         cases += [OpCase(op, wide) for op in (table.KL, table.LOG_PROB, table.BERNOULLI)]
         cases += [OpCase(op, wide, torch.bfloat16) for op in (table.KL, table.LOG_PROB, table.BERNOULLI)]
     if quick:
-        cases = [case for case in cases if case.shape != large or case.op is table.KL]
+        cases = [case for case in cases if case.shape not in (large, decoded) or case.op is table.KL]
     return cases

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmfast.models import VAE
-from dgmfast.nn import BernoulliOutput
-
 LogProb = Callable[[Tensor, Tensor], Tensor]
-Weights = Callable[[VAE, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 LOG_2PI = math.log(2.0 * math.pi)
 # Elements of a temporary that stays in a core's cache: 1 MB of float32. Larger blocks were slower, and so were smaller ones.
@@ -237,6 +233,44 @@ class BernoulliLogProb(torch.autograd.Function):
         return d_logits, None
 
 
+def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return bernoulli_log_prob(F.linear(h, weight, bias), x)
+
+
+def linear_bernoulli_log_prob_pointwise(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return bernoulli_log_prob_pointwise(F.linear(h, weight, bias), x)
+
+
+def linear_bernoulli_log_prob_blocks(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """By blocks of rows whose logits stay in cache; no gradients."""
+    rows = rows_of_block(x)
+    parts = zip(h.split(rows), x.split(rows), strict=True)
+    return torch.cat([bernoulli_log_prob_forward(F.linear(part, weight, bias), x_part) for part, x_part in parts])
+
+
+class LinearBernoulliLogProb(torch.autograd.Function):
+    """Both passes by blocks of rows, in cache; the logits are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        logits = F.linear(h, weight, bias)
+        ctx.save_for_backward(h, weight, x, logits)
+        return by_row_blocks(bernoulli_log_prob_forward)(logits, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, x, logits = ctx.saved_tensors
+        d_h, d_weight, d_bias = torch.empty_like(h), torch.zeros_like(weight), torch.zeros_like(weight[:, 0])
+        rows = rows_of_block(x)
+        for first in range(0, len(h), rows):
+            part = slice(first, first + rows)
+            delta = torch.sub(x[part], torch.sigmoid(logits[part])).mul_(grads[0][part].unsqueeze(-1))
+            torch.mm(delta, weight, out=d_h[part])
+            d_weight.addmm_(delta.t(), h[part])
+            d_bias += delta.sum(0)
+        return d_h, d_weight, d_bias, None
+
+
 def importance_bound(log_w: Tensor) -> Tensor:
     return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
 
@@ -333,62 +367,3 @@ def label_linear_repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias:
     onehot = torch.eye(labels, dtype=x.dtype, device=x.device).repeat(len(x), 1)
     xy = torch.cat([x.repeat_interleave(labels, 0), onehot], 1)
     return torch.tanh(F.linear(xy, torch.cat([weight, label_weight], 1), bias)).view(len(x), labels, -1)
-
-
-def vae_log_weights(
-    model: VAE, x: Tensor, mean: Tensor, log_var: Tensor, eps: Tensor, log_px: LogProb = bernoulli_log_prob_forward
-) -> Tensor:
-    """log p(x, z) − log q(z|x) [B, k] of z = mean + e^{log_var/2} eps, eps [B, k, D]; noise of upper layers is drawn here.
-
-    The −½ D log 2π of q and p cancel layer by layer.
-    """
-    std = torch.exp(0.5 * log_var).unsqueeze(1)
-    below = torch.addcmul(mean.unsqueeze(1), std, eps)
-    z1 = below
-    doubled = torch.linalg.vector_norm(eps, dim=-1).square() + log_var.sum(-1, keepdim=True)
-    for q, p in zip(model.q[1:], model.p, strict=True):
-        mean_q, log_var_q = q(below)
-        noise = torch.randn_like(mean_q)
-        z = torch.addcmul(mean_q, torch.exp(0.5 * log_var_q), noise)
-        mean_p, log_var_p = p(z)
-        doubled += torch.linalg.vector_norm(noise, dim=-1).square() + log_var_q.sum(-1)
-        doubled -= ((below - mean_p).square().div_(log_var_p.exp()).add_(log_var_p)).sum(-1)
-        below = z
-    doubled -= torch.linalg.vector_norm(below, dim=-1).square()
-    h = model.decoder(z1)
-    if isinstance(model.output, BernoulliOutput):
-        return log_px(model.output.logits(h), x.unsqueeze(1)).add_(doubled, alpha=0.5)
-    return gaussian_log_prob_forward(x.unsqueeze(1), *model.output.gaussian(h)).add_(doubled, alpha=0.5)
-
-
-def default_chunk(model: VAE, device: torch.device) -> int:
-    """Rows (image, sample) per pass through the decoder: as many as keep its output in cache, on a GPU enough to fill it."""
-    elements = BLOCK_ELEMENTS if device.type == "cpu" else 2**26
-    return max(1, elements // model.x_dim)
-
-
-@torch.no_grad()
-def eager_log_likelihood(
-    model: VAE, x: Tensor, k: int = 5000, seed: int = 0, chunk: int | None = None, log_weights: Weights = vae_log_weights
-) -> Tensor:
-    """L_K of every row of x [N, D] as a careful user of PyTorch writes it: [N] nats.
-
-    Encodes once, runs `chunk` rows (image, sample) at a time through the decoder and adds up their weights by log-sum-exp.
-    """
-    model.eval()
-    generator = torch.Generator(x.device).manual_seed(seed)
-    chunk = default_chunk(model, x.device) if chunk is None else chunk
-    samples, images = min(k, chunk), max(1, chunk // k)
-    encoding = model.encode(x)
-    bounds = []
-    for first in range(0, len(x), images):
-        part = slice(first, first + images)
-        mean, log_var = encoding["mean"][part], encoding["log_var"][part]
-        total = None
-        for done in range(0, k, samples):
-            size = (len(mean), min(samples, k - done), mean.shape[1])
-            eps = torch.randn(size, generator=generator, dtype=mean.dtype, device=mean.device)
-            block = torch.logsumexp(log_weights(model, x[part], mean, log_var, eps), 1)
-            total = block if total is None else torch.logaddexp(total, block)
-        bounds.append(total)
-    return torch.cat([t for t in bounds if t is not None]) - math.log(k) if bounds else x.new_zeros(0)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import cuda, eager, peers
+from bench import cuda, eager, eager_likelihood, peers
 from bench.cases import FORWARD, Context
 from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, cpu_sampler, measure
 from bench.store import Row
@@ -82,10 +82,10 @@ def _contenders(model: VAE, x: Tensor, k: int, context: Context, exact: Check) -
     def ours(inputs: Inputs) -> Outputs:
         return (evaluate.log_likelihood(model, inputs[0], k=k).log_px,)
 
-    plain = partial(eager.eager_log_likelihood, model)
+    plain = partial(eager_likelihood.eager_log_likelihood, model)
     found = [Contender("ours", ours, units=len(x), check=exact), _at_best_chunk("eager", plain, x, k, chunks)]
     if context.compile:
-        weights = partial(eager.vae_log_weights, log_px=eager.bernoulli_log_prob_pointwise)
+        weights = partial(eager_likelihood.vae_log_weights, log_px=eager.bernoulli_log_prob_pointwise)
         compiled = torch.compile(weights, fullgraph=True, dynamic=False)
         found.append(_at_best_chunk("compile", partial(plain, log_weights=compiled), x, k, chunks))
     for name, make in peers.PEERS.items():

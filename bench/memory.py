@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench.eager import eager_log_likelihood
+from bench.eager_likelihood import eager_log_likelihood
 from bench.likelihood import benchmark_vae, images
 from dgmfast import evaluate
 

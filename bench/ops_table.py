@@ -23,7 +23,8 @@ class Op:
 
     plain: the differentiable form for autograd and torch.compile. compiled: another form, where the compiler prefers it.
     forward, by_hand: further eager forms of the forward pass alone, and with a backward pass by hand.
-    repeated: the form that repeats the batch for every label.
+    repeated: the form that repeats the batch for every label. product: the matrix product alone, written to memory: what an op
+        that fuses it is held against.
     gradients: how many of the inputs, from the first, are differentiated; 0 for a statistic.
     """
 
@@ -37,6 +38,7 @@ class Op:
     by_hand: Mapping[str, Function] = field(default_factory=dict)
     distributions: Function | None = None
     repeated: Function | None = None
+    product: Function | None = None
     gradients: int = 0
     variant: str = ""
 
@@ -184,6 +186,29 @@ def label_linear_op(hidden: int, labels: int) -> Op:
         repeated=eager.label_linear_repeated,
         gradients=4,
         variant=f"to {hidden}, {labels} classes",
+    )
+
+
+def linear_bernoulli_op(hidden: int) -> Op:
+    """A decoder's last layer and its likelihood."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+        weight, bias = _normal((shape[-1], hidden), generator, 3.0 * hidden**-0.5), _normal(shape[-1:], generator)
+        h = torch.tanh(_normal((shape[0], hidden), generator))
+        return h, weight, bias, (torch.rand(shape, generator=generator) < 0.3).float()
+
+    return Op(
+        "linear_bernoulli_log_prob",
+        draw,
+        ops.linear_bernoulli_log_prob,
+        eager.linear_bernoulli_log_prob,
+        reference.linear_bernoulli_log_prob,
+        compiled=eager.linear_bernoulli_log_prob_pointwise,
+        forward={"row blocks": eager.linear_bernoulli_log_prob_blocks},
+        by_hand={"by hand": eager.LinearBernoulliLogProb.apply},
+        product=lambda h, weight, bias, x: torch.nn.functional.linear(h, weight, bias),
+        gradients=3,
+        variant=f"from {hidden}",
     )
 
 

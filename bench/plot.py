@@ -9,8 +9,8 @@ from bench.ratios import RIVALS, headline, most_threads
 from bench.store import Row
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, and a shape for each besides.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#999999", "#CC79A7", "#E69F00", "#000000")
-STYLES = dict(zip(RIVALS, zip(COLOURS, "os^PX*Dv", strict=True), strict=True))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#999999", "#CC79A7", "#E69F00", "#000000", "#F0E442")
+STYLES = dict(zip(RIVALS, zip(COLOURS, "os^PX*Dv<", strict=True), strict=True))
 
 
 def speedups(rows: Sequence[Row], path: Path) -> None:

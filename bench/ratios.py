@@ -13,6 +13,7 @@ CASES = (
     "gaussian_kl",
     "gaussian_log_prob",
     "bernoulli_log_prob",
+    "linear_bernoulli_log_prob",
     "importance_bound",
     "gaussian_sample",
     "gaussian_merge",
@@ -30,6 +31,7 @@ RIVALS = (
     "repeated batch",
     "compiled repeated batch",
     "exact sum",
+    "plain product",
     "pythae",
     "Pyro",
 )

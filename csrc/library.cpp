@@ -31,6 +31,14 @@ TORCH_LIBRARY(dgmfast, m) {
   m.def("bernoulli_log_prob(Tensor logits, Tensor x) -> Tensor");
   m.def("bernoulli_log_prob_backward(Tensor grad, Tensor logits, Tensor x, bool[2] wanted) -> (Tensor, Tensor)");
 
+  m.def("linear_bernoulli_log_prob(Tensor h, Tensor weight, Tensor? bias, Tensor x) -> Tensor");
+  m.def(
+      "linear_bernoulli_log_prob_with_logits(Tensor h, Tensor weight, Tensor? bias, Tensor x)"
+      " -> (Tensor log_prob, Tensor logits)");
+  m.def(
+      "linear_bernoulli_log_prob_backward(Tensor grad, Tensor h, Tensor weight, Tensor? bias, Tensor x, Tensor? logits,"
+      " bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+
   m.def("importance_bound(Tensor log_w, int dim=-1) -> Tensor");
   m.def("importance_bound_backward(Tensor grad, Tensor log_w, Tensor bound, int dim) -> (Tensor)");
 
@@ -57,6 +65,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("gaussian_merge", &dgmfast::gaussian_merge, py::arg("mean_q"), py::arg("log_var_q"), py::arg("mean_p"),
         py::arg("log_var_p"), no_gil);
   m.def("bernoulli_log_prob", &dgmfast::bernoulli_log_prob, py::arg("logits"), py::arg("x"), no_gil);
+  m.def("linear_bernoulli_log_prob", &dgmfast::linear_bernoulli_log_prob, py::arg("h"), py::arg("weight"), py::arg("bias"),
+        py::arg("x"), no_gil);
   m.def("importance_bound", &dgmfast::importance_bound, py::arg("log_w"), py::arg("dim") = -1, no_gil);
   m.def("importance_state", &dgmfast::importance_state, py::arg("log_w"), py::arg("state") = py::none(), no_gil);
   m.def("marginalize_labels", &dgmfast::marginalize_labels, py::arg("logits"), py::arg("values"), no_gil);

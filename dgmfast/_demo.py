@@ -66,11 +66,11 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
 def _eager_log_likelihood() -> Callable[..., Any] | None:
     """The benchmarks' rival, where the source tree is at hand."""
     tree = Path(__file__).resolve().parents[1]
-    if not (tree / "bench" / "eager.py").is_file():
+    if not (tree / "bench" / "eager_likelihood.py").is_file():
         return None
     sys.path.insert(0, str(tree))
     try:
-        function: Callable[..., Any] = importlib.import_module("bench.eager").eager_log_likelihood
+        function: Callable[..., Any] = importlib.import_module("bench.eager_likelihood").eager_log_likelihood
         return function
     finally:
         sys.path.remove(str(tree))

@@ -282,8 +282,12 @@ class BernoulliOutput(nn.Module):
         self.logits = nn.Linear(n_in, x_dim)
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
-        """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats."""
-        return ops.bernoulli_log_prob(self.logits(h), x)
+        """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats; further dimensions, of labels, as k."""
+        if not (h.dim() == x.dim() >= 2 and len(h) == len(x) and all(size == 1 for size in x.shape[1:-1])):
+            return ops.bernoulli_log_prob(self.logits(h), x)
+        samples = h.flatten(1, -2) if h.dim() > 2 else h
+        log_prob = ops.linear_bernoulli_log_prob(samples, self.logits.weight, self.logits.bias, x.flatten(1))
+        return log_prob.view(h.shape[:-1])
 
     def mean(self, h: Tensor) -> Tensor:
         return torch.sigmoid(self.logits(h))

@@ -44,6 +44,13 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     return (x.to(logits.dtype) * logits - softplus).sum(-1)
 
 
+def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """log p(x) under Bernoulli(sigmoid(W h + b)): h [B, H] or [B, K, H], x [B, D]; 16-bit logits are summed in float32."""
+    logits = F.linear(h, weight, bias)
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return bernoulli_log_prob(logits, x if h.dim() == 2 else x.unsqueeze(1))
+
+
 def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
     """log (1/K) Σ_k w_k (eq. 3.31) over dimension `dim` of size K."""
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])

@@ -60,10 +60,15 @@ SLOTS = {
     "gaussian_kl": ["mean_q", "log_var_q", "mean_p", "log_var_p"],
     "gaussian_log_prob": ["x", "mean", "log_var"],
     "label_linear": ["x", "weight", "label_weight", "bias"],
+    "linear_bernoulli_log_prob": ["h", "weight", "bias", "x"],
 }
 
-# the shapes of the arguments that are not [..., D]: "..." the leading dimensions, D the case's dim, a digit itself
-SHAPES = {"label_linear": {"x": "...3", "weight": "D3", "label_weight": "D7", "bias": "...D"}}
+# the shapes of the arguments that are not [..., D]: "..." the leading dimensions, B the first of them, D the case's dim, a digit
+# itself
+SHAPES = {
+    "label_linear": {"x": "...3", "weight": "D3", "label_weight": "D7", "bias": "...D"},
+    "linear_bernoulli_log_prob": {"h": "...3", "weight": "D3", "bias": "D", "x": "BD"},
+}
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,15 @@ class Case:
         """Whether an argument has leading dimensions, which broadcast."""
         return SHAPES.get(self.op, {}).get(name, "...D").startswith("...")
 
-    def shape(self, name: str, leading: Sequence[int], dim: int) -> tuple[int, ...]:
-        """The shape of an argument."""
+    def has_rows(self, name: str) -> bool:
+        """Whether an argument has the first leading dimension."""
+        return self.has_leading(name) or SHAPES[self.op][name].startswith("B")
+
+    def shape(self, name: str, leading: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
+        """The shape of an argument; `rows` is the first leading dimension of the case."""
         letters = SHAPES.get(self.op, {}).get(name, "...D")
-        own = tuple(dim if letter == "D" else int(letter) for letter in letters.removeprefix("..."))
+        sizes = {"D": dim, "B": rows}
+        own = tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters.removeprefix("..."))
         return (*leading, *own) if self.has_leading(name) else own
 
     def call(self, **tensors: Tensor) -> tuple[Tensor, ...]:
@@ -116,10 +126,11 @@ class Case:
         """Random arguments of shape [*leading, dim], or each of its own [..., dim]."""
         generator = torch.Generator().manual_seed(seed)
         usual = (*(self.leading if leading is None else leading), dim)
+        rows = (*(usual if shapes is None else shapes[0]),)[0]
         drawn = {}
         for i, (name, kind) in enumerate(self.kinds.items()):
             *own_leading, own_dim = usual if shapes is None else shapes[i]
-            value = DRAWS[kind](self.shape(name, own_leading, own_dim), generator)
+            value = DRAWS[kind](self.shape(name, own_leading, own_dim, rows), generator)
             drawn[name] = value.to(device, dtype if value.is_floating_point() else None)
         return drawn
 
@@ -140,6 +151,8 @@ class Case:
             return (arguments[0], outputs[0], self.kwargs.get("dim", -1))
         if self.op == "label_linear":
             return (outputs[0], *arguments[:4], self.kwargs.get("activation"), list(wanted))
+        if self.op == "linear_bernoulli_log_prob":
+            return (*arguments, None, list(wanted))
         return (*arguments, list(wanted))
 
 
@@ -148,6 +161,7 @@ LOG_PROB = {"x": "mean", "mean": "mean", "log_var": "log_var"}
 SAMPLE = {"mean": "mean", "log_var": "log_var"}
 WEIGHTS = {"log_w": "log_w"}
 LAYER = {"x": "mean", "weight": "mean", "label_weight": "mean", "bias": "mean"}
+DECODER = {"h": "mean", "weight": "mean", "bias": "mean", "x": "probability"}
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "softplus", "elu")
 KEY = {"seed": 0x1234_5678_9ABC, "stream": 3}
 
@@ -172,6 +186,9 @@ CASES = [
     Case("bernoulli", "bernoulli_log_prob", {"logits": "logits", "x": "probability"}),
     Case("bernoulli_byte", "bernoulli_log_prob", {"logits": "logits", "x": "byte"}),
     Case("bernoulli_bool", "bernoulli_log_prob", {"logits": "logits", "x": "bool"}),
+    Case("decoder", "linear_bernoulli_log_prob", DECODER, leading=(3,), ranks=(1, 1)),
+    Case("decoder_k", "linear_bernoulli_log_prob", DECODER, leading=(3, 2), ranks=(2, 2)),
+    Case("decoder_byte", "linear_bernoulli_log_prob", DECODER | {"x": "byte"}, leading=(3, 2), ranks=(2, 2)),
     Case("bound", "importance_bound", WEIGHTS),
     Case("bound_dim0", "importance_bound", WEIGHTS, {"dim": 0}, (3,), (1, 4)),
     Case("bound_dim1", "importance_bound", WEIGHTS, {"dim": 1}, (2, 3), (2, 4)),
@@ -181,10 +198,12 @@ CASES = [
 ]
 # one case per op, with all its arguments
 FULL = [
-    case for case in CASES if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "bound", "labels", "layer_tanh")
+    case
+    for case in CASES
+    if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "decoder_k", "bound", "labels", "layer_tanh")
 ]
 # the ops with several arguments [..., D], which broadcast
-BROADCASTING = [case for case in CASES if len(case.kinds) > 1]
+BROADCASTING = [case for case in CASES if len(case.kinds) > 1 and case.op != "linear_bernoulli_log_prob"]
 
 
 def evaluate(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, weights: Sequence[Tensor] | None = None) -> Tensors:

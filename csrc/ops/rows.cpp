@@ -203,7 +203,6 @@ void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body) 
 
 void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs, c10::ArrayRef<bool> wanted,
                std::span<Tensor> grads, GradientRun run) {
-  constexpr int64_t kColumnsPerItem = 256;  // kernels/cpu/rows.h: kColumns
   const Tensor& first = *inputs[0].tensor;
   std::array<DimSet, kMaxInputs> reduced;
   for (size_t i = 0; i < wanted.size(); ++i) {

@@ -23,6 +23,9 @@ using Shape = c10::SmallVector<Int, 6>;
 // A CUDA card wants about this many threads before a sum over many rows is left to one thread per column.
 constexpr int64_t kCudaThreads = 1 << 17;
 
+// An item of a CPU gradient kernel on a RowPlan is this many columns of a row (kernels/cpu/rows.h: kColumns).
+constexpr int64_t kColumnsPerItem = 256;
+
 // One tensor argument by the name users know; `tensor` is null where an optional argument was left out.
 struct Arg {
   const char* name;

@@ -1,4 +1,4 @@
-"""Bernoulli likelihoods, parameterised by logits."""
+"""Bernoulli likelihoods, parameterised by logits or by the linear layer that makes them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,33 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
         return _C.bernoulli_log_prob(logits, x)
     except TypeError as error:
         raise not_a_tensor("bernoulli_log_prob", error, logits=logits, x=x) from None
+
+
+def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Log-probability of x under independent Bernoulli(σ(W h + b)) variables, in nats: a decoder's last layer and its likelihood.
+
+    Σ_d x_d l_d − log(1 + e^{l_d}) with l = W h + b, block by block: the logits are never in memory as a whole, except for a
+    backward pass that needs no more than 4 Mi of them, which keeps them instead of computing them again.
+
+    Args:
+        h: [B, H], or [B, K, H] for K samples of each row. weight: [D, H]. bias: [D] or None. One floating dtype and device.
+        x: [B, D] in [0, 1] of the dtype of h, or bool or uint8 0/1; one row serves its K samples. Values are not checked.
+
+    Returns:
+        [B] or [B, K], summed over D: float64 where h is, else float32, because 16 bits hold no sum of hundreds of nats.
+        Gradients flow to h, weight, bias and a floating x; a second derivative raises. Under autocast the product has the
+        precision of `torch.nn.functional.linear` on CUDA, and float32 on the CPU. Results and gradients do not depend on the
+        number of threads but to rounding, and within one shape a row's bits do not depend on the other rows.
+
+    Raises:
+        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+
+    Source: log p(x|z) of thesis eq. 3.11 for binary data, with the decoder's last layer.
+    """
+    if is_compiling():
+        return torch.ops.dgmfast.linear_bernoulli_log_prob(h, weight, bias, x)
+    try:
+        return _C.linear_bernoulli_log_prob(h, weight, bias, x)
+    except TypeError as error:
+        given = {} if bias is None else {"bias": bias}
+        raise not_a_tensor("linear_bernoulli_log_prob", error, h=h, weight=weight, **given, x=x) from None

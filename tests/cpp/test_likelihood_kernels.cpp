@@ -68,10 +68,33 @@ void backward() {
   }
 }
 
+// linear_bernoulli_log_prob has the gradient of its logits written over them.
+template <class T>
+void backward_in_place() {
+  for (const Shape s : {Shape{3, 1, 65}, Shape{5, 1, 784}}) {
+    Input<T> logits(s, true, true, 0, 1, -6, 6);
+    const Input<T> before = logits, grad({s.outer, s.inner, 1}, true, true, 0, 3, -1, 1), x(s, true, false, 0, 2, 0, 1);
+    const RowPlan plan = make_plan<T>(s, {&logits, &x, &grad});
+    const BernoulliLogProbBackward p{
+        plan, dtype_of<T>(), {logits.data.data(), x.data.data()}, grad.data.data(), {logits.data.data(), nullptr}};
+    run(cpu::bernoulli_log_prob_backward, p, gradient_items(plan));
+    for (int64_t o = 0; o < s.outer; ++o) {
+      for (int64_t d = 0; d < s.dim; ++d) {
+        const Long exact = Long(*grad.row(o)) * (Long(x.row(o)[d]) - 1 / (1 + std::exp(-Long(before.row(o)[d]))));
+        CHECK(near(logits.row(o)[d], exact, 1));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 TEST(bernoulli_log_prob) {
   on_every_isa([] { forward<float, float>(), forward<double, double>(), forward<float, uint8_t>(), forward<double, uint8_t>(); });
+}
+
+TEST(bernoulli_log_prob_backward_in_place) {
+  on_every_isa([] { backward_in_place<float>(), backward_in_place<double>(); });
 }
 
 TEST(bernoulli_log_prob_backward) {
