@@ -172,8 +172,8 @@ struct Problem {
 struct Buffers {
   Tensor product, sums;
 
-  explicit Buffers(const Problem& p)
-      : product(p.buffer(p.h.scalar_type())), sums(p.is_half() ? p.buffer(sum_type(p.h)) : product) {}
+  Buffers(const Problem& p, bool products)
+      : product(products ? p.buffer(p.h.scalar_type()) : Tensor()), sums(p.is_half() ? p.buffer(sum_type(p.h)) : product) {}
 
   Tensor widened(const Tensor& logits) const {
     return sums.is_same(product) ? logits : sums.narrow(0, 0, logits.size(0)).copy_(logits);
@@ -196,7 +196,7 @@ void in_parallel(const at::Device& device, int64_t n, Body body) {
 // Into log_prob [B, K], and all logits into `kept` [B, K, D] where it is defined.
 void log_prob_of_blocks(const Problem& p, const Tensor& log_prob, const Tensor& kept) {
   in_parallel(p.h.device(), p.blocks.count(), [&](int64_t first, int64_t last) {
-    const Buffers buffers(p);
+    const Buffers buffers(p, !kept.defined());
     for (int64_t i = first; i < last; ++i) {
       const Block b = p.blocks[i];
       const Tensor product = kept.defined() ? rows_of(kept, b) : buffers.product.narrow(0, 0, b.size());
@@ -261,7 +261,7 @@ void add_products(const Problem& p, const Block& b, const Tensor& delta, const B
 // δ = grad (x − σ(logits)) block by block, and its products while it is in cache.
 void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kept, int64_t segments, const Outputs& out) {
   in_parallel(p.h.device(), segments, [&](int64_t first, int64_t last) {
-    const Buffers buffers(p);
+    const Buffers buffers(p, true);
     for (int64_t s = first; s < last; ++s) {
       const int64_t begin = p.blocks.count() * s / segments, end = p.blocks.count() * (s + 1) / segments;
       for (int64_t i = begin; i < end; ++i) {
