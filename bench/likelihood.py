@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import cuda, eager, eager_likelihood, peers
-from bench.cases import FORWARD, Context
+from bench.cases import FORWARD, TRAINING, Context
 from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, cpu_sampler, measure
 from bench.store import Row
 from dgmfast import evaluate, reference
@@ -159,25 +159,31 @@ def float64_bound(model: VAE, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """Peak memory of L_K as K grows, each measured in a process of its own."""
+    """Peak memory and time as K grows, each measured in a process of its own: of L_K, or of a step that trains on it."""
 
     name: str = "memory"
+    ks: tuple[int, ...] = (50, 500, 5000, 50000)
+    contenders: tuple[str, ...] = ("ours", "eager")
+    mode: str = FORWARD
 
     def groups(self, context: Context) -> list[Row]:
         if context.malloc != "default":
             return []
-        ks = (50, 500) if context.quick else (50, 500, 5000, 50000)
-        columns = {"case": self.name, "mode": FORWARD, "dtype": "float32"}
-        return [context.columns() | columns | {"shape": f"K={k}"} for k in ks]
+        columns = {"case": self.name, "mode": self.mode, "dtype": "float32"}
+        return [context.columns() | columns | {"shape": f"K={k}"} for k in (self.ks[:2] if context.quick else self.ks)]
 
     def run(self, context: Context) -> Iterator[list[Row]]:
         for columns in self.groups(context):
             rows = []
-            for contender in ("ours", "eager"):
+            for contender in self.contenders:
                 k = str(columns["shape"]).removeprefix("K=")
-                command = [sys.executable, "-m", "bench.memory", contender, k, context.device, str(context.threads)]
+                command = [sys.executable, "-m", "bench.memory", self.name, contender, k, context.device, str(context.threads)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 row: Row = {"contender": contender, "status": "ok" if done.returncode == 0 else "failed"}
                 row |= json.loads(done.stdout) if done.returncode == 0 else {"note": done.stderr.strip()[-300:]}
                 rows.append(columns | row)
             yield rows
+
+
+# "all at once" holds every sample of every row: 20 images at K = 5000 take some gigabytes
+TRAINING_MEMORY = MemoryCase("training_memory", (50, 500, 5000), ("ours", "all at once"), TRAINING)

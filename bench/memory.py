@@ -1,18 +1,23 @@
-"""`python -m bench.memory CONTENDER K DEVICE THREADS`: the peak memory of one evaluation of L_K, as JSON."""
+"""`python -m bench.memory CASE CONTENDER K DEVICE THREADS`: memory and time of L_K, or of a step that trains on it, as JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bench.eager_likelihood import eager_log_likelihood
 from bench.likelihood import benchmark_vae, images
 from dgmfast import evaluate
+from dgmfast.models import VAE
+from dgmfast.objectives import Objective
 
-COUNT = 8
+COUNT, TRAINED = 8, 20  # images evaluated, and of a training step
+CHUNK = 50  # samples of a row that a step holds
 
 
 def status(field: str) -> int:
@@ -21,17 +26,34 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def main(contender: str, k: int, device: str, threads: int) -> None:
+def step(model: VAE, x: Tensor, k: int, chunk: int) -> None:
+    """Loss and gradient of L_K, `chunk` samples of a row at a time (0: all)."""
+    model.zero_grad()
+    Objective(k=k, chunk=chunk).loss(model, x, None, 1.0, 0)[0].backward()
+
+
+WORK = {
+    ("memory", "ours"): lambda model, x, k: evaluate.log_likelihood(model, x, k=k),
+    ("memory", "eager"): lambda model, x, k: eager_log_likelihood(model, x, k=k),
+    ("training_memory", "ours"): lambda model, x, k: step(model, x, k, CHUNK),
+    ("training_memory", "all at once"): lambda model, x, k: step(model, x, k, 0),
+}
+
+
+def main(case: str, contender: str, k: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    model, x = benchmark_vae(device), images(COUNT, device)
+    model, x = benchmark_vae(device), images(COUNT if case == "memory" else TRAINED, device)
+    work = WORK[case, contender]
+    work(model, x[:1], 2)  # what a first call loads is no part of it
     before = status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
-    if contender == "ours":
-        evaluate.log_likelihood(model, x, k=k)
-    else:
-        eager_log_likelihood(model, x, k=k)
+    start = time.perf_counter()
+    work(model, x, k)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
     peak = status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
-    print(json.dumps({"peak_bytes": peak, "grown_bytes": peak - before}))
+    print(json.dumps({"peak_bytes": peak, "grown_bytes": peak - before, "seconds": seconds}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

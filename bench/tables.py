@@ -74,11 +74,11 @@ def _elements(work: Work) -> int:
 
 def _notes(rows: Sequence[Row], listed: Sequence[Work], threads: int) -> list[str]:
     notes = []
-    for contender in ("ours", "eager"):
-        grown = {row["shape"]: row["grown_bytes"] for row in rows if row["case"] == "memory" and row["contender"] == contender}
-        if grown:
-            sizes = ", ".join(f"{k} {grown[k] / 2**20:.0f} MB" for k in sorted(grown, key=lambda k: int(k.removeprefix("K="))))
-            notes.append(f"Memory that L_K of 8 images takes beyond the model's, {contender}: {sizes}.")
+    for case, contender in dict.fromkeys((row["case"], row["contender"]) for row in rows if "grown_bytes" in row):
+        measured = {row["shape"]: row for row in rows if (row["case"], row["contender"]) == (case, contender)}
+        what = "L_K of 8 images" if case == "memory" else "a step on L_K of 20 images, chunks of 50"
+        told = (_memory(measured[k]) for k in sorted(measured, key=lambda k: int(k.removeprefix("K="))))
+        notes.append(f"Memory that {what} takes beyond the model's, {contender}: {', '.join(told)}.")
     ceilings = [row for row in rows if row["case"] == "floor" and row["threads"] == threads]
     if ceilings:
         values = ", ".join(f"{row['shape']} {row['rate'] / 1e9:.3g} G{row['unit']}" for row in ceilings)
@@ -93,6 +93,11 @@ def _notes(rows: Sequence[Row], listed: Sequence[Work], threads: int) -> list[st
     if absent:
         notes.append(f"Not installed: {', '.join(absent)}.")
     return [line for note in notes for line in ("", note)]
+
+
+def _memory(row: Row) -> str:
+    seconds = f" in {row['seconds']:.2g} s" if row.get("seconds") else ""
+    return f"{row['shape']} {row['grown_bytes'] / 2**20:.0f} MB{seconds}"
 
 
 def _reason(row: Row) -> str:
