@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class ImportanceWeighted:
     """(1/m) Σ log (1/k) Σ w^β, m groups of k samples, with the gradient of an estimator.
 
     chunk: samples of a row at a time, 0: all m·k. weight_filter: samples whose normalised weight is below it are left out of the
-    gradient; needs a chunk. frozen_statistics: between the samples, batch norm takes its running statistics.
+    gradient; needs a chunk. running_statistics: between the samples, batch norm takes its running statistics.
     """
 
     k: int
@@ -62,59 +62,69 @@ class ImportanceWeighted:
     estimator: str = "iwae"
     chunk: int = 0
     weight_filter: float = 0.0
-    frozen_statistics: bool = False
+    running_statistics: bool = False
 
+    @torch.compiler.disable  # its hooks and its second pass are not for a graph
     def bound(self, rows: Rows, noise: Noise, log: Callable[[Terms], Log]) -> tuple[Tensor, Log]:
-        """The bound of each row, [B] nats, and the mean of `log` over the samples.
+        """The bound of each row, [B] nats, and the mean of `log` over the samples. No second derivatives, and none in x.
 
         Raises:
-            InputError: a label that is summed over with another estimator than iwae or a weight filter, or, with a chunk, batch
-                norm in training between the samples.
+            InputError: batch norm in training between the samples; a label that is summed over, with another estimator than iwae
+                or a weight filter; dropout with a weight filter; an x that wants a gradient, with a chunk.
         """
-        if rows.model.num_classes and not isinstance(rows.y, Tensor) and (self.estimator != "iwae" or self.weight_filter):
+        model = rows.model
+        if model.num_classes and not isinstance(rows.y, Tensor) and (self.estimator != "iwae" or self.weight_filter):
             raise InputError("a label that is summed over needs the estimator iwae and no weight_filter")
+        if self.weight_filter and _drops(model):
+            raise InputError("weight_filter must be 0 with dropout, whose masks it cannot draw again")
         if self.chunk:
+            if rows.x.requires_grad:
+                raise InputError("chunk must be 0 where x wants a gradient")
             streamed = _Streamed(self, rows, noise, log)
-            bound: Tensor = _StreamedBound.apply(streamed, *streamed.inputs)
+            bound: Tensor = _StreamedBound.apply(streamed, *streamed.inputs(rows))
             return bound, streamed.log
-        value, weighted, terms = self._estimate(rows, self.m * self.k, noise, None)
+        with _uncoupled(model, self.running_statistics):
+            value, weighted, terms = self._estimate(rows, self.m * self.k, noise, None)
         bound = group_bounds(value, self.m, self.k).mean(1)
         return bound + (weighted - weighted.detach()).sum(1) / self.m, log(terms)
 
-    def log_sums(self, log_w: Tensor) -> Tensor:
-        """log Σ w of the group of each sample, [B, m·k]."""
-        return log_w.unflatten(1, (self.m, self.k)).logsumexp(2).repeat_interleave(self.k, 1)
+    def normalised(self, log_w: Tensor) -> Tensor:
+        """w̃ of log w, both [B, m·k]."""
+        return torch.softmax(log_w.unflatten(1, (self.m, self.k)), 2).flatten(1)
 
-    def _estimate(self, rows: Rows, k: int, noise: Noise, log_sums: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
-        """log w, w̃ log w with the estimator's gradient, [B, k], and the terms; log_sums None: of these samples themselves."""
-        if self.estimator == "iwae":
-            terms = rows.draw(k, noise)
-            log_w = terms.log_weights(self.beta)
-            return log_w.detach(), self._normalised(log_w, log_sums) * log_w, terms
+    def _estimate(self, rows: Rows, k: int, noise: Noise, weight: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
+        """log w, w̃ log w with the estimator's gradient, [B, k], and the terms; weight: w̃, None: of these samples themselves."""
+        replay = _Replay(rows)
         samples: dict[int, Tensor] = {}
-        terms = rows.draw(k, _Record(noise.seed, noise=noise, samples=samples))
-        value = terms.log_weights(self.beta).detach()
-        weight = self._normalised(value, log_sums)
+        iwae = self.estimator == "iwae"
+        terms = rows.draw(k, noise if iwae else _Record(noise.seed, noise=noise, samples=samples))
+        log_w = terms.log_weights(self.beta)
+        value = log_w.detach()
+        weight = self.normalised(value) if weight is None else weight
+        if not iwae:
+            log_w = self._at(rows, k, noise, samples, weight, replay)
+        return value, weight * log_w.masked_fill(weight == 0.0, 0.0), terms
+
+    def _at(self, rows: Rows, k: int, noise: Noise, samples: dict[int, Tensor], weight: Tensor, replay: _Replay) -> Tensor:
+        """log w at the samples, with the gradient of stl or dreg but for the factor w̃."""
         path = 1.0 - self.beta + self.beta * weight if self.estimator == "dreg" else torch.ones_like(weight)
         given = _Given(noise.seed, samples={stream: _scale_gradient(z, path) for stream, z in samples.items()})
-        at = rows.draw(k, given)
-        with _constant(rows.model):
-            constant = replace(rows, encoding={name: t.detach() for name, t in rows.encoding.items()})
-            for name, latent in constant.draw(k, given).latents.items():
-                at.latents[name].log_q = latent.log_q
-        return value, weight * at.log_weights(self.beta), terms
-
-    def _normalised(self, log_w: Tensor, log_sums: Tensor | None) -> Tensor:
-        log_w = log_w.detach()
-        return (log_w - (self.log_sums(log_w) if log_sums is None else log_sums)).exp()
+        with replay:
+            terms = rows.draw(k, given)
+        constant = replace(rows, encoding={name: t.detach() for name, t in rows.encoding.items()})
+        with replay, _constant(rows.model):
+            fixed = constant.draw(k, given)
+        for name, latent in fixed.latents.items():
+            terms.latents[name].log_q = latent.log_q
+        return terms.log_weights(self.beta)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Record(Noise):
-    """Draws as `noise` does, and keeps the samples by stream."""
+    """Draws as `noise` does, whose coordinates count, and keeps the samples by stream."""
 
-    noise: Noise = field(default_factory=lambda: Noise(0))
-    samples: dict[int, Tensor] = field(default_factory=dict)
+    noise: Noise
+    samples: dict[int, Tensor]
 
     def gaussian(self, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
         z, log_q = self.noise.gaussian(q, k, stream)
@@ -122,11 +132,11 @@ class _Record(Noise):
         return z, log_q
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Given(Noise):
     """Not a draw: the samples of a `_Record`, and their log q."""
 
-    samples: dict[int, Tensor] = field(default_factory=dict)
+    samples: dict[int, Tensor]
 
     def gaussian(self, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
         z = self.samples[stream]
@@ -134,13 +144,13 @@ class _Given(Noise):
         return z, ops.gaussian_log_prob(z, mean, log_var)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pairs(Noise):
     """The noise of single samples: `noise` at `index`, (row, sample) pairs [N] among k samples of each of the B rows."""
 
-    noise: Noise = field(default_factory=lambda: Noise(0))
-    shape: tuple[int, int] = (0, 0)  # B, k
-    index: tuple[Tensor, ...] = ()
+    noise: Noise
+    shape: tuple[int, int]  # B, k
+    index: tuple[Tensor, ...]
 
     def gaussian(self, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
         mean, log_var = (t.unsqueeze(1) if t.dim() == 2 else t for t in q)  # [N, 1, D]
@@ -177,9 +187,14 @@ class _Streamed:
 
     def __init__(self, settings: ImportanceWeighted, rows: Rows, noise: Noise, log: Callable[[Terms], Log]) -> None:
         self.settings, self.rows, self.noise, self._log = settings, rows, noise, log
-        self.inputs = (*rows.encoding.values(), *rows.model.parameters())
         self.log: Log = {}
-        self.generators: list[Any] = []  # the states of torch's generator before each chunk, for dropout
+        self.replays: list[_Replay] = []
+        kind = rows.x.device.type
+        self.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+    def inputs(self, rows: Rows) -> list[Tensor]:
+        """What the bound is a function of."""
+        return [*rows.encoding.values(), *rows.model.parameters()]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(first sample, number of samples)."""
@@ -191,85 +206,112 @@ class _Streamed:
         return replace(self.noise, first_sample=self.noise.first_sample + first)
 
     def weigh(self) -> Tensor:
-        """Pass 1: the bound [B]; keeps log Σ w, and the log."""
-        settings, device = self.settings, self.rows.x.device
-        total, log_w = settings.m * settings.k, []
-        with _uncoupled(self.rows.model, settings.frozen_statistics):
+        """Pass 1: the bound [B]; keeps the weights, and the log."""
+        settings, total = self.settings, self.settings.m * self.settings.k
+        log_w = torch.empty(0)
+        with _uncoupled(self.rows.model, settings.running_statistics):
             for first, k in self.chunks():
-                self.generators.append(_generator_state(device))
+                self.replays.append(_Replay(self.rows))
                 terms = self.rows.draw(k, self.at(first))
-                log_w.append(terms.log_weights(settings.beta))
+                part = terms.log_weights(settings.beta)
+                # made once: many small tensors between large ones would keep the heap from shrinking
+                log_w = log_w if first else part.new_empty(len(part), total)
+                log_w[:, first : first + k] = part
                 for name, value in self._log(terms).items():
-                    part = value * (k / total)
-                    self.log[name] = self.log[name] + part if first else part
-        self.log_w = torch.cat(log_w, 1)
+                    share = value * (k / total)
+                    self.log[name] = self.log[name] + share if first else share
+        self.weight = settings.normalised(log_w)
+        self.kept = self.weight >= settings.weight_filter
         if settings.weight_filter:
-            kept = self.kept()
-            self.log["skipped_samples"] = 1.0 - kept.double().mean()
-            weight = (self.log_w - settings.log_sums(self.log_w)).exp()
-            self.log["skipped_weight"] = weight.masked_fill(kept, 0.0).sum() / weight.sum()
-        return group_bounds(self.log_w, settings.m, settings.k).mean(1)
-
-    def kept(self) -> Tensor:
-        """Which samples count in the gradient, [B, m·k]."""
-        return (self.log_w - self.settings.log_sums(self.log_w)).exp() >= self.settings.weight_filter
+            self.log["skipped_samples"] = 1.0 - self.kept.double().mean()
+            self.log["skipped_weight"] = self.weight.masked_fill(self.kept, 0.0).sum() / self.weight.sum()
+        return group_bounds(log_w, settings.m, settings.k).mean(1)
 
     def gradients(self, gradient: Tensor) -> list[Tensor | None]:
         """Pass 2: of Σ_rows gradient · bound, in `inputs`."""
         settings = self.settings
         leaves = {name: t.detach().requires_grad_(t.requires_grad) for name, t in self.rows.encoding.items()}
         rows = replace(self.rows, encoding=leaves)
-        inputs = [*leaves.values(), *self.rows.model.parameters()]
+        inputs = self.inputs(rows)
         wanted = [t for t in inputs if t.requires_grad]
-        totals = [torch.zeros_like(t) for t in wanted]
-        log_sums = settings.log_sums(self.log_w)
-        now = _generator_state(self.rows.x.device)
-        with torch.enable_grad(), _uncoupled(rows.model, settings.frozen_statistics):
-            for (first, k), state in zip(self.chunks(), self.generators, strict=True):
-                _set_generator_state(self.rows.x.device, state)
-                value = self._chunk(rows, first, k, log_sums[:, first : first + k], gradient / settings.m)
-                if value is None:
-                    continue
-                for total, part in zip(totals, torch.autograd.grad(value, wanted, allow_unused=True), strict=True):
-                    if part is not None:
-                        total += part
-        _set_generator_state(self.rows.x.device, now)
+        totals: list[Tensor | None] = [None] * len(wanted)
+        with torch.enable_grad(), self.autocast, _uncoupled(rows.model, settings.running_statistics):
+            for (first, k), replay in zip(self.chunks(), self.replays, strict=True):
+                with replay:
+                    value = self._chunk(rows, first, k, gradient / settings.m)
+                found = () if value is None else torch.autograd.grad(value, wanted, allow_unused=True)
+                for i, part in enumerate(found):
+                    total = totals[i]
+                    totals[i] = part if total is None else total if part is None else total.add_(part)
         summed = iter(totals)
         return [next(summed) if t.requires_grad else None for t in inputs]
 
-    def _chunk(self, rows: Rows, first: int, k: int, log_sums: Tensor, weight: Tensor) -> Tensor | None:
-        """Σ weight w̃ log w over the samples of a chunk that count; None where none does."""
-        noise = self.at(first)
+    def _chunk(self, rows: Rows, first: int, k: int, row_weight: Tensor) -> Tensor | None:
+        """Σ row_weight w̃ log w over the samples of a chunk that count; None where none does."""
+        noise, weight = self.at(first), self.weight[:, first : first + k]
         if not self.settings.weight_filter:
-            return (weight.unsqueeze(1) * self.settings._estimate(rows, k, noise, log_sums)[1]).sum()
-        index = self.kept()[:, first : first + k].nonzero(as_tuple=True)
+            return (row_weight.unsqueeze(1) * self.settings._estimate(rows, k, noise, weight)[1]).sum()
+        index = self.kept[:, first : first + k].nonzero(as_tuple=True)
         row = index[0]
         if not len(row):
             return None
         y = rows.y[row] if isinstance(rows.y, Tensor) else rows.y
         pairs = replace(rows, encoding={name: t[row] for name, t in rows.encoding.items()}, x=rows.x[row], y=y)
         single = _Pairs(noise.seed, noise=noise, shape=(len(rows.x), k), index=index)
-        estimate = self.settings._estimate(pairs, 1, single, log_sums[index].unsqueeze(1))[1]
-        return (weight[row].unsqueeze(1) * estimate).sum()
+        estimate = self.settings._estimate(pairs, 1, single, weight[index].unsqueeze(1))[1]
+        return (row_weight[row].unsqueeze(1) * estimate).sum()
 
 
 class _StreamedBound(torch.autograd.Function):
     """`_Streamed` as a function of the encoding and the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, streamed: _Streamed, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, streamed: _Streamed, *inputs: Tensor) -> Tensor:
         ctx.streamed = streamed
+        ctx.save_for_backward(*inputs)  # so that a change of theirs before the backward pass is noticed
         return streamed.weigh()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the bound in chunks has no second derivative: take chunk = 0")
+        _ = ctx.saved_tensors
         return None, *ctx.streamed.gradients(gradient)
+
+
+def _drops(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training for m in model.modules())
+
+
+class _Replay:
+    """`with replay:` dropout draws the masks that it drew where this was made; after it, the generator is as before."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.device = rows.x.device
+        self.state = self._get() if _drops(rows.model) else None
+
+    def __enter__(self) -> None:
+        if self.state is not None:
+            self.before = self._get()
+            self._set(self.state)
+
+    def __exit__(self, *_: object) -> None:
+        if self.state is not None:
+            self._set(self.before)
+
+    def _get(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    def _set(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
 
 
 @contextmanager
 def _uncoupled(model: nn.Module, frozen: bool) -> Iterator[None]:
-    """No batch norm joins the rows of one chunk: it raises in training, or takes its running statistics if `frozen`."""
+    """No batch norm joins samples: it raises in training, or takes its running statistics if `frozen`."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     handles = []
     try:
@@ -288,17 +330,6 @@ def _uncoupled(model: nn.Module, frozen: bool) -> Iterator[None]:
 
 def _refuse(*_: object) -> None:
     raise InputError(
-        "objective.chunk must be 0 where batch norm in training couples the samples of different chunks, "
-        "or objective.frozen_statistics true"
+        "objective.estimator must be iwae and objective.chunk 0 where batch norm in training couples the samples, "
+        "or objective.running_statistics true"
     )
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_generator_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

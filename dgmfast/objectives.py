@@ -3,7 +3,8 @@ in nats per row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -40,8 +41,8 @@ class Objective:
     sum over the label of an unlabelled row is taken in training; the last two need k = 1.
     estimator: "iwae", "stl" or "dreg", whose gradient is followed (`dgmfast.estimators`). chunk: how many samples of a row to
     hold at once, so that memory does not grow with m·k; 0 holds all. weight_filter: with a chunk, leave samples whose normalised
-    weight is below it out of the gradient. frozen_statistics: with a chunk, let batch norm between the samples take its running
-    statistics. stl, dreg and a chunk follow log-density ratios, never an analytic KL.
+    weight is below it out of the gradient. running_statistics: with stl, dreg or a chunk, let batch norm between the samples take
+    its running statistics, because that of a batch would couple them. These follow log-density ratios, never an analytic KL.
     """
 
     k: int = 1
@@ -57,7 +58,7 @@ class Objective:
     estimator: str = "iwae"
     chunk: int = 0
     weight_filter: float = 0.0
-    frozen_statistics: bool = False
+    running_statistics: bool = False
 
     def __post_init__(self) -> None:
         for name in ("k", "m"):
@@ -78,12 +79,30 @@ class Objective:
             raise InputError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
         if self.chunk < 0 or not 0.0 <= self.weight_filter < 1.0:
             raise InputError(f"chunk must be at least 0 and weight_filter in [0, 1); got {self.chunk} and {self.weight_filter}")
-        if not self.chunk and (self.weight_filter or self.frozen_statistics):
-            raise InputError("weight_filter and frozen_statistics need a chunk; got chunk = 0")
-        if (self.chunk or self.estimator != "iwae") and (self.free_bits or self.label_sum != "exact"):
+        if self.weight_filter and not self.chunk:
+            raise InputError(f"weight_filter needs a chunk; got {self.weight_filter} with chunk = 0")
+        if self.chunk and self.k == 1 and self.estimator == "iwae":
+            raise InputError(f"chunk must be 0 where k = 1 and the estimator is iwae; got {self.chunk}")
+        if self.running_statistics and not self._streams:
+            raise InputError("running_statistics needs a chunk, or the estimator stl or dreg")
+        if self._streams and (self.free_bits or self.label_sum != "exact"):
             told = f"estimator {self.estimator!r} and chunk = {self.chunk}"
             raise InputError(f"free_bits must be 0 and label_sum exact where samples are weighted; got {told}")
         self.labels()
+
+    @property
+    def _streams(self) -> bool:
+        """Whether the gradient is one of `dgmfast.estimators`."""
+        return self.estimator != "iwae" or self.chunk > 0
+
+    def check(self, model: GenerativeModel, x: Tensor, labelled: bool) -> None:
+        """Raise InputError where `loss` would, for a model in training, its rows x and whether there are labelled ones too."""
+        if not self._streams:
+            return
+        if labelled:
+            raise InputError("objective.estimator must be iwae and objective.chunk 0 with labelled rows")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            replace(self, k=2, m=1, chunk=min(self.chunk, 1)).loss(copy.deepcopy(model), x[:2], None, 1.0, 0)
 
     def beta(self, epoch: float) -> float:
         """β in epoch `epoch` (0-based)."""
@@ -119,9 +138,9 @@ class Objective:
         return loss + supervised, {**log, **supervised_log}
 
     def _loss(self, rows: Rows, noise: Noise, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.estimator == "iwae" and not self.chunk:
+        if not self._streams:
             return self._loss_of(rows.draw(self.m * self.k, noise), beta)
-        names = ("k", "m", "estimator", "chunk", "weight_filter", "frozen_statistics")
+        names = ("k", "m", "estimator", "chunk", "weight_filter", "running_statistics")
         weighted = ImportanceWeighted(beta=beta, **{name: getattr(self, name) for name in names})
         bound, log = weighted.bound(rows, noise, self._log)
         return -bound.mean(), log
@@ -136,11 +155,11 @@ class Objective:
             loss = -terms.bound(beta, self.analytic_kl).mean()
         return loss, self._log(terms)
 
-    @torch.no_grad()
     def _log(self, terms: Terms) -> dict[str, Tensor]:
-        kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
-        reconstruction = terms.reconstruction().mean()
-        log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
+        with torch.no_grad():
+            kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
+            reconstruction = terms.reconstruction().mean()
+            log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
         return log | {f"kl_{name}": value for name, value in kl.items()}
 
     def _supervised(
@@ -154,8 +173,7 @@ class Objective:
         loss = x.new_zeros(())
         log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
         if terms is not None:
-            if self.estimator != "iwae" or self.chunk:
-                raise InputError("labelled rows need the estimator iwae and chunk = 0")
+            assert not self._streams, "see check"
             loss, supervised_log = self._loss_of(terms, beta)
             log["labelled_elbo"] = supervised_log["elbo"]
         for entropy in entropies.values():

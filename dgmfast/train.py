@@ -186,6 +186,7 @@ class _Training:
             model.load_state_dict(state["model"])
         else:
             _run.start(model, recipe, self.x)
+        recipe.objective.check(model.to(options.device), self.bound_x, self.labelled is not None)
         self.loss = parallel(model.to(options.device), recipe.objective, group, options.device)
         self.model = model
         self.optimizer = torch.optim.Adam(
