@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dgmfast import data
 from dgmfast._classify import binomial_error
+from dgmfast._seeds import derive_seed
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel
 from dgmfast.objectives import Objective
 from dgmfast.recipes import Recipe
-from dgmfast.train import derive_seed
 
 UNLABELLED = 10_000  # rows of the self-training: an SVM's time grows with the square of their number
 ROUNDS = 10  # of the self-training, each of which takes up the rows that it is surest of

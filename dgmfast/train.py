@@ -14,7 +14,6 @@ So a checkpoint at the end of an epoch needs no generator's state.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -30,10 +29,12 @@ from torch import Tensor
 from dgmfast import _run, data, evaluate, models
 from dgmfast._distributed import Group, parallel, process_group, resolve_device
 from dgmfast._files import disk_errors
+from dgmfast._labelled import LabelledRows
 from dgmfast._logs import Metrics, Progress
+from dgmfast._seeds import derive_seed
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel, LabelModel
-from dgmfast.objectives import Labelled, Objective
+from dgmfast.objectives import Objective
 from dgmfast.recipes import Recipe, Schedule
 
 __all__ = ["Recipe", "Schedule", "derive_seed", "fit", "resume"]
@@ -41,16 +42,6 @@ __all__ = ["Recipe", "Schedule", "derive_seed", "fit", "resume"]
 WINDOW = 50  # steps between two looks at the loss: reading it on CUDA waits for the device
 EVALUATION_ROWS = 1000
 INTACT = "the last checkpoint is intact"
-
-
-def derive_seed(seed: int, *path: int | str) -> int:
-    """A seed in [0, 2^63) for the choice at `path`, such as ("noise", epoch, step).
-
-    BLAKE2b of the JSON text of (seed, *path): different paths give independent seeds, on every machine the same ones. Torch's CPU
-    generator reads only the low 32 bits, so of the epochs of one run two may share a shuffle, with probability n²/2^33.
-    """
-    text = json.dumps([seed, *path]).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def fit(
@@ -172,7 +163,7 @@ class _Training:
         torch.manual_seed(derive_seed(recipe.seed, "init"))
         model = _run.create_model(recipe)
         train = _finite(dataset.train, dataset.name)
-        self.labelled = _LabelledRows(recipe, dataset, model, options.device) if recipe.labels else None
+        self.labelled = LabelledRows(recipe, dataset, model, options.device) if recipe.labels else None
         unlabelled = train.x if self.labelled is None else train.x[self.labelled.others]
         self.x = unlabelled.to(options.device)
         self.batch_size = recipe.batch_size - (recipe.labelled_batch if self.labelled else 0)
@@ -339,49 +330,6 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
         }
         _run.save_state(self.options.folder, state)
-
-
-class _LabelledRows:
-    """The labelled rows, in passes of their own: each pass has its order and its draw of the data's noise."""
-
-    def __init__(self, recipe: Recipe, dataset: data.Dataset, model: GenerativeModel, device: torch.device) -> None:
-        if not isinstance(model, LabelModel):
-            raise InputError(f"labels must be 0 for {recipe.model['name']}, which takes none; got {recipe.labels}")
-        if dataset.train.y is None or dataset.classes is None:
-            raise InputError(f"labels must be 0 for {dataset.name}, whose rows have none; got {recipe.labels}")
-        if dataset.classes != model.num_classes:
-            raise InputError(f"model.num_classes must be {dataset.classes}, as in {dataset.name}; got {model.num_classes}")
-        chosen = data.labelled_rows(dataset, recipe.labels, derive_seed(recipe.seed, "labels"))
-        mask = torch.ones(len(dataset.train.x), dtype=torch.bool)
-        mask[chosen] = False
-        self.others = mask.nonzero().flatten()
-        if len(self.others) == 0:
-            raise InputError(f"labels must leave rows without one; got {recipe.labels} of {len(mask)}")
-        self.x, self.y = dataset.train.x[chosen].to(device), dataset.train.y[chosen].to(device)
-        self.size, self.recipe, self.dataset = recipe.labelled_batch, recipe, dataset
-        self.alpha = recipe.objective.alpha * len(mask) / recipe.labels  # α = β (N_l + N_u)/N_l (App. A)
-        self.passed: tuple[int, Tensor, Tensor] | None = None
-
-    def batch(self, step: int, group: Group, unlabelled: int) -> Labelled:
-        """This process's labelled rows of training step `step`, counted from the beginning of the training."""
-        begin, end = group.part(self.size)
-        rows = range(step * self.size + begin, step * self.size + end)
-        parts = []
-        while rows:
-            index, first = divmod(rows[0], len(self.x))
-            x, y = self._pass(index)
-            parts.append((x[first : first + len(rows)], y[first : first + len(rows)]))
-            rows = rows[len(parts[-1][0]) :]
-        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Labelled(x, y, self.alpha, unlabelled + begin)
-
-    def _pass(self, index: int) -> tuple[Tensor, Tensor]:
-        if self.passed is None or self.passed[0] != index:
-            seed = derive_seed(self.recipe.seed, "labelled", index)
-            x = data.redraw(self.dataset, self.x, seed) if self.recipe.binarize else self.x
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-            self.passed = index, x[order], self.y[order]
-        return self.passed[1:]
 
 
 def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:

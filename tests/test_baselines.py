@@ -8,8 +8,8 @@ import torch
 from toy import dataset
 
 from dgmfast import baselines, data, models
+from dgmfast._seeds import derive_seed
 from dgmfast.errors import InputError
-from dgmfast.train import derive_seed
 
 
 @pytest.fixture(autouse=True)

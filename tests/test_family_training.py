@@ -9,6 +9,7 @@ from family import LABELLED, binary, densities, labels, make
 
 from dgmfast import models, train
 from dgmfast._distributed import Group
+from dgmfast._labelled import LabelledRows
 from dgmfast.errors import InputError
 from dgmfast.models import Noise
 from dgmfast.objectives import Labelled, Objective
@@ -100,7 +101,7 @@ def recipe(**settings):
 
 def labelled_rows(**settings):
     model = models.create("adgm", x_dim=16, num_classes=4, latent=2, auxiliary=2, hidden=(6,))
-    return train._LabelledRows(recipe(**settings), toy.dataset(), model, torch.device("cpu"))
+    return LabelledRows(recipe(**settings), toy.dataset(), model, torch.device("cpu"))
 
 
 def places(x, among):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _run, data, evaluate
+from dgmfast._seeds import derive_seed
 from dgmfast.data import Dataset, Split
 from dgmfast.models.base import GenerativeModel, LabelModel
 from dgmfast.models.cagem import CaGeM
@@ -84,8 +85,6 @@ def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:
 
 def labelled_rows(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor] | None:
     """The labelled training rows (x, y) of a run; None where it has none."""
-    from dgmfast.train import derive_seed  # which imports this module, for its last step
-
     if not recipe.labels or dataset.train.y is None or dataset.classes is None:
         return None
     rows = data.labelled_rows(dataset, recipe.labels, derive_seed(recipe.seed, "labels"))
