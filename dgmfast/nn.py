@@ -73,7 +73,20 @@ class MLP(nn.Sequential):
             layers.append(choose("activation", activation, ACTIVATIONS)())
             n_in = n_out
         super().__init__(*layers)
-        self.n_out = n_in
+        self.n_out, self.activation = n_in, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = type(_STATELESS[self.activation])
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if type(layer) is nn.Linear and layer.bias is not None and layers and type(layers[0]) is activated:
+                layers.pop(0)
+                # act(W x + b) as label_linear of one label, whose weight is b: bias and activation take one pass, both ways
+                x = ops.label_linear(x, layer.weight, layer.bias.unsqueeze(1), None, self.activation).squeeze(-2)
+            else:
+                x = layer(x)
+        return x
 
 
 def glorot(module: nn.Module) -> None:
