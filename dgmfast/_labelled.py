@@ -35,9 +35,15 @@ class LabelledRows:
         self.alpha = recipe.objective.alpha * len(mask) / recipe.labels  # α = β (N_l + N_u)/N_l (App. A)
         self.passed: tuple[int, Tensor, Tensor] | None = None
 
+    def share(self, group: Group) -> float:
+        """Of the labelled rows of a step, those of this process."""
+        begin, end = group.part(self.size)
+        return (end - begin) / self.size
+
     def batch(self, step: int, group: Group, unlabelled: int) -> Labelled:
         """This process's labelled rows of training step `step`, counted from the beginning of the training."""
         begin, end = group.part(self.size)
+        end = max(end, begin + 1)  # a process without a share still takes part, with weight 0
         rows = range(step * self.size + begin, step * self.size + end)
         parts = []
         while rows:

@@ -47,6 +47,11 @@ class RowBatchNorm(nn.BatchNorm1d):
         return super().forward(x.flatten(0, -2)).view(x.shape)
 
 
+def normalises(module: nn.Module) -> bool:
+    """Whether `module` normalises over a batch now."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in module.modules())
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch normalisation of `module` takes the statistics of each batch, as it does in training, and does not collect them."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dgmfast.errors import InputError
 from dgmfast.estimators import ESTIMATORS, ImportanceWeighted, Rows, group_bounds
-from dgmfast.models.base import GenerativeModel, Label, Noise, Terms
+from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
 from dgmfast.models.labels import GumbelSoftmax, LabelSum, SparseSum
-from dgmfast.nn import frozen_statistics
+from dgmfast.nn import frozen_statistics, normalises
 
 LABEL_SUMS = ("exact", "sparse", "gumbel")
 
@@ -123,19 +123,29 @@ class Objective:
         seed: int | Tensor,
         first_row: int = 0,
         labelled: Labelled | None = None,
+        shares: tuple[float, float] = (1.0, 1.0),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the batch (a scalar) and its terms for the log, detached scalars in nats per row.
+
+        shares: what the means over the rows of x and over the labelled rows count, where a process has a part of each.
 
         x with y = None are the unlabelled rows; `labelled` ones add their own mean (App. A eqs 12, 13). Row i has the noise
         of row first_row + i of the whole batch, so that a batch may be split over processes.
         """
         label: Label = self.labels() if y is None and model.num_classes else y
-        rows = Rows(model, model.encode(x, label), x, label)
-        loss, log = self._loss(rows, Noise(seed, first_row), beta)
         if labelled is None:
-            return loss, log
-        supervised, supervised_log = self._supervised(model, labelled, beta, seed)
-        return loss + supervised, {**log, **supervised_log}
+            loss, log = self._loss(Rows(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
+            return loss * shares[0], log
+        if normalises(model):
+            loss, log = self._loss(Rows(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
+            with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
+                supervised = self._supervised(model, model.encode(labelled.x, labelled.y), labelled, beta, seed)
+        else:  # all rows go through the encoder at once
+            parts = {n: t.split([len(x), len(labelled.x)]) for n, t in model.encode(torch.cat([x, labelled.x]), label).items()}
+            first, second = ({name: part[i] for name, part in parts.items()} for i in range(2))
+            loss, log = self._loss(Rows(model, first, x, label), Noise(seed, first_row), beta)
+            supervised = self._supervised(model, second, labelled, beta, seed)
+        return shares[0] * loss + shares[1] * supervised[0], {**log, **supervised[1]}
 
     def _loss(self, rows: Rows, noise: Noise, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         if not self._streams:
@@ -163,13 +173,11 @@ class Objective:
         return log | {f"kl_{name}": value for name, value in kl.items()}
 
     def _supervised(
-        self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor
+        self, model: GenerativeModel, encoding: Encoding, labelled: Labelled, beta: float, seed: int | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
         x, y, alpha, first_row = labelled
-        with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
-            encoding = model.encode(x, y)
-            terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
+        terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
         loss = x.new_zeros(())
         log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
         if terms is not None:

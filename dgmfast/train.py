@@ -178,7 +178,7 @@ class _Training:
         else:
             _run.start(model, recipe, self.x)
         recipe.objective.check(model.to(options.device), self.bound_x, self.labelled is not None)
-        self.loss = parallel(model.to(options.device), recipe.objective, group, options.device)
+        self.learned: list[bool] = []
         self.model = model
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True
@@ -241,6 +241,9 @@ class _Training:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.model.begin_epoch(epoch)
+        learned = [p.requires_grad for p in self.model.parameters()]
+        if learned != self.learned:  # another stage: the processes share the gradients of other parameters
+            self.learned, self.loss = learned, parallel(self.model, self.recipe.objective, self.group, self.options.device)
         self.model.train()
         terms = self._steps(x, beta, bar)
         self.epoch += 1
@@ -264,13 +267,16 @@ class _Training:
             labelled = None
             if self.labelled is not None and not self.model.without_labels:
                 labelled = self.labelled.batch(self.step + step, self.group, len(batch))
-            loss, terms = self.loss(x[rows], None, beta, derive_seed(seed, "noise", epoch, step), begin, labelled)
+            # the gradients are averaged over the processes
+            counts = share * self.group.size, self.labelled.share(self.group) * self.group.size if self.labelled else 0.0
+            step_seed = derive_seed(seed, "noise", epoch, step)
+            loss, terms = self.loss(x[rows], None, beta, step_seed, begin, labelled, counts)
             self.optimizer.zero_grad()
-            (loss if self.group.size == 1 else loss * (share * self.group.size)).backward()  # the gradients are averaged
+            loss.backward()
             if self.recipe.max_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
             self.optimizer.step()
-            window += (loss.detach(), *terms.values())
+            window += (loss.detach() / (counts[0] or 1.0), *terms.values())
             weights.append(share * len(batch))
             if len(weights) == WINDOW or step + 1 == len(batches):
                 names = ["loss", *terms]

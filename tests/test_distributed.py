@@ -22,6 +22,14 @@ from dgmfast.objectives import Objective
 QUIET = {"progress": False, "figures": False}
 SIZES = (7, 2, 1)  # batches of odd, even and too few rows
 SETTINGS = {"epochs": 2, "objective": Objective(k=3)}  # 61 rows in batches of 20: the last batch leaves one process without a row
+# two stages, in each of which some parameters have no gradient
+STAGED = {
+    "model": {"name": "m1m2", "latent": [3, 2], "hidden1": [8], "hidden2": [6], "pretrain_epochs": 1, "num_classes": 4},
+    "epochs": 2,
+    "labels": 8,
+    "labelled_batch": 4,
+    "start_at_mean": False,
+}
 
 # Runs in each of the two processes; the first one writes what the tests read.
 CHILD = """
@@ -33,7 +41,7 @@ from dgmfast._distributed import parallel, process_group
 from dgmfast.errors import InputError
 from dgmfast.models import VAE
 from dgmfast.objectives import Objective
-from test_distributed import QUIET, SETTINGS, SIZES, gradient, model
+from test_distributed import QUIET, SETTINGS, SIZES, STAGED, gradient, model
 
 torch.set_num_threads(1)
 out = sys.argv[1]
@@ -49,6 +57,8 @@ with process_group(torch.device("cpu")) as group:
     train.fit(recipe(**SETTINGS), out + "/two", dataset=dataset(), **QUIET)
     train.fit(recipe(**{**SETTINGS, "epochs": 1}), out + "/resumed", dataset=dataset(), **QUIET)
     train.resume(out + "/resumed", {"epochs": 2}, dataset=dataset(), **QUIET)
+
+    train.fit(recipe(**STAGED), out + "/staged", dataset=dataset(), **QUIET)
 
     draw, calls = VAE.draw, []
     def broken(self, *arguments):
@@ -107,6 +117,14 @@ def one_process(tmp_path, threads) -> Path:
     torch.set_num_threads(1)
     train.fit(recipe(**SETTINGS), tmp_path / "one", dataset=dataset(), **QUIET)
     return tmp_path / "one"
+
+
+def test_a_model_that_trains_in_stages(two_processes, tmp_path, threads):
+    torch.set_num_threads(1)
+    train.fit(recipe(**STAGED), tmp_path / "one", dataset=dataset(), **QUIET)
+    got, expected = parameters(two_processes / "staged"), parameters(tmp_path / "one")
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("size", SIZES)

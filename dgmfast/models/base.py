@@ -134,7 +134,11 @@ class GenerativeModel(nn.Module):
     output: BernoulliOutput | GaussianOutput
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
-        """All that depends on x [B, D] (and y [B]) alone, computed once."""
+        """All that depends on x [B, D] (and y [B]) alone, computed once.
+
+        In semi-supervised training without batch norm, labelled and unlabelled rows are encoded together, with the y of the
+        latter: a model that trains so looks at y in `draw`.
+        """
         raise _abstract(self, "encode")
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
@@ -150,7 +154,7 @@ class GenerativeModel(nn.Module):
         self.output.start_at(mean)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before every training epoch (0-based): for models that train in stages."""
+        """Called before every training epoch (0-based): for models that train in stages, whose other parameters it freezes."""
 
     @property
     def without_labels(self) -> bool:

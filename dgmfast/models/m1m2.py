@@ -59,6 +59,8 @@ class M1M2(LabelModel):
 
     def begin_epoch(self, epoch: int) -> None:
         self.pretraining = epoch < self.pretrain_epochs
+        for part in (self.q_y, self.q_z2, self.p_z1):
+            part.requires_grad_(not self.pretraining)
         self.m1.requires_grad_(self.pretraining or self.pretrain_epochs == 0)
 
     @property
