@@ -42,7 +42,7 @@ def _ratio(work: Work, rival: str) -> str:
     value = work.ratios[rival].value
     target = work.target.ratios.get(rival) if work.target else None
     shown = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return shown if target is None else f"{shown} {_mark(value >= target)} ({target:g})"
+    return shown if target is None else f"{shown} {_mark(value >= target)} ({target:.3g})"
 
 
 def _mark(reached: bool) -> str:

@@ -283,6 +283,15 @@ def test_bounds_by_depth(tmp_path, figures):
     assert curves(figures[1].axes[1])["VAE"][0] == (1, -99.0), "else the last value of the training's log"
 
 
+def test_bounds_of_other_numbers_of_rows_are_not_compared(tmp_path):
+    runs = [depth_run(tmp_path / str(depth), depth, -90.0) for depth in (1, 2)]
+    for folder, rows in zip(runs, (100, 1000), strict=True):
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rows": rows}))
+    with pytest.raises(InputError, match="the same number of test rows; got 100 and 1000"):
+        plots.bounds_by_depth(runs, tmp_path / "d.png")
+
+
 def label_run(folder, labels, value, **settings):
     several = {"labels": labels, "labelled_batch": 2} if labels else {}
     return run_folder(folder, records(2), {"L_1": value, "L_10": value + 1}, model={"name": "cagem"}, **several, **settings)

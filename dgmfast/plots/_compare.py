@@ -85,10 +85,12 @@ def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
     _check_data(logs)
     if len({depth(log.recipe) for log in logs}) < 2:
         raise InputError(f"expected runs with different numbers of latent layers; got one number in {_folders(logs)}")
+    _check_rows(logs)
+    evaluated = all(log.test_bounds() for log in logs)  # on as many rows each, but maybe not on all, as the metrics are
     most = max((max(log.test_bounds(), default=1) for log in logs), default=1)
     panels: dict[str, Callable[[RunLog], float | None]] = {
         "Training rows, L_1": lambda log: _last(log, "elbo"),
-        "Test rows, L_1": lambda log: log.test_bounds().get(1, _last(log, "test_elbo")),
+        "Test rows, L_1": lambda log: log.test_bounds().get(1) if evaluated else _last(log, "test_elbo"),
     }
     if most > 1:
         panels[f"Test rows, L_{most}"] = lambda log: log.test_bounds().get(most)
@@ -109,6 +111,7 @@ def bounds_by_labels(runs: Runs, path: str | Path) -> Path:
         InputError: no two evaluated runs of models with a label differ in their number of labels, or they are on different data.
     """
     logs = [log for log in _logs(runs) if issubclass(MODELS[log.recipe.model["name"]], LabelModel) and log.test_bounds()]
+    _check_rows(logs)
     if len({log.recipe.labels for log in logs}) < 2:
         raise InputError(
             "expected runs of models with a label, with different numbers of labels, each after `dgmfast evaluate` on its test "
@@ -201,6 +204,13 @@ def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None
     axes.grid(alpha=0.25)
     if curves:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _check_rows(logs: Sequence[RunLog]) -> None:
+    rows = {log.evaluation["rows"] for log in logs if log.test_bounds() and "rows" in log.evaluation}
+    if len(rows) > 1:
+        told = " and ".join(map(str, sorted(rows)))
+        raise InputError(f"expected evaluations of the same number of test rows; got {told} in {_folders(logs)}")
 
 
 def _check_data(logs: Sequence[RunLog]) -> None:
