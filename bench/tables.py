@@ -82,7 +82,8 @@ def _notes(rows: Sequence[Row], listed: Sequence[Work], threads: int) -> list[st
     ceilings = [row for row in rows if row["case"] == "floor" and row["threads"] == threads]
     if ceilings:
         values = ", ".join(f"{row['shape']} {row['rate'] / 1e9:.3g} G{row['unit']}" for row in ceilings)
-        notes.append(f"Ceilings measured in the same run: {values}.")
+        commits = ", ".join(sorted({row["commit"] for row in ceilings}))
+        notes.append(f"Ceilings, measured at commit {commits}: {values}; shares of the bandwidth are of these.")
     refused = {f"{r['contender']} at {w.title} ({r['status']}: {_reason(r)})" for w in listed for r in w.refused}
     kept = sorted({row["note"] for row in rows if row["case"] == "steps" and row["contender"] == "ours" and row["note"]})
     if kept:
