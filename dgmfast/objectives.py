@@ -136,16 +136,15 @@ class Objective:
         if labelled is None:
             loss, log = self._loss(Rows(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
             return loss * shares[0], log
-        if normalises(model):
-            loss, log = self._loss(Rows(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
-            with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
-                supervised = self._supervised(model, model.encode(labelled.x, labelled.y), labelled, beta, seed)
-        else:  # all rows go through the encoder at once
-            parts = {n: t.split([len(x), len(labelled.x)]) for n, t in model.encode(torch.cat([x, labelled.x]), label).items()}
-            first, second = ({name: part[i] for name, part in parts.items()} for i in range(2))
-            loss, log = self._loss(Rows(model, first, x, label), Noise(seed, first_row), beta)
-            supervised = self._supervised(model, second, labelled, beta, seed)
-        return shares[0] * loss + shares[1] * supervised[0], {**log, **supervised[1]}
+        if normalises(model):  # by the statistics of each kind of rows
+            encoding, of_labelled = model.encode(x, label), None
+        else:
+            both = model.encode(torch.cat([x, labelled.x]), label)
+            parts = {name: t.split([len(x), len(labelled.x)]) for name, t in both.items()}
+            encoding, of_labelled = ({name: part[i] for name, part in parts.items()} for i in range(2))
+        loss, log = self._loss(Rows(model, encoding, x, label), Noise(seed, first_row), beta)
+        supervised, supervised_log = self._supervised(model, labelled, beta, seed, of_labelled)
+        return shares[0] * loss + shares[1] * supervised, {**log, **supervised_log}
 
     def _loss(self, rows: Rows, noise: Noise, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
         if not self._streams:
@@ -173,11 +172,13 @@ class Objective:
         return log | {f"kl_{name}": value for name, value in kl.items()}
 
     def _supervised(
-        self, model: GenerativeModel, encoding: Encoding, labelled: Labelled, beta: float, seed: int | Tensor
+        self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor, encoding: Encoding | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
         x, y, alpha, first_row = labelled
-        terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
+        with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
+            encoding = model.encode(x, y) if encoding is None else encoding
+            terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
         loss = x.new_zeros(())
         log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
         if terms is not None:
