@@ -94,14 +94,13 @@ class ImportanceWeighted:
 
     def _estimate(self, rows: Rows, k: int, noise: Noise, weight: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
         """log w, w̃ log w with the estimator's gradient, [B, k], and the terms; weight: w̃, None: of these samples themselves."""
-        replay = _Replay(rows)
         samples: dict[int, Tensor] = {}
-        iwae = self.estimator == "iwae"
-        terms = rows.draw(k, noise if iwae else _Record(noise.seed, noise=noise, samples=samples))
+        replay = _Replay(rows) if self.estimator != "iwae" else None
+        terms = rows.draw(k, _Record(noise.seed, noise=noise, samples=samples) if replay else noise)
         log_w = terms.log_weights(self.beta)
         value = log_w.detach()
         weight = self.normalised(value) if weight is None else weight
-        if not iwae:
+        if replay:
             log_w = self._at(rows, k, noise, samples, weight, replay)
         return value, weight * log_w.masked_fill(weight == 0.0, 0.0), terms
 

@@ -4,6 +4,7 @@ in nats per row."""
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -176,7 +177,8 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
         x, y, alpha, first_row = labelled
-        with frozen_statistics(model):  # "we only collect statistics during unlabelled inference" (App. C)
+        # "we only collect statistics during unlabelled inference" (App. C); with an encoding there is no batch norm to freeze
+        with frozen_statistics(model) if encoding is None else nullcontext():
             encoding = model.encode(x, y) if encoding is None else encoding
             terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
         loss = x.new_zeros(())

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import call, refused
 from figures import record
 from toy import dataset, recipe
 
-from dgmfast import _published, _run, baselines, cli, data, evaluate, models, recipes, train
+from dgmfast import _published, _run, baselines, data, evaluate, models, recipes, train
 
 M2 = {"name": "m2", "hidden": [8], "latent": 2}
 LABELS = {"labels": 8, "labelled_batch": 5, "start_at_mean": False}
@@ -34,19 +34,6 @@ def toy_data(monkeypatch):
         return replace(dataset(), name="bare", test=bare) if name == "bare" else dataset()
 
     monkeypatch.setattr(data, "load", load)
-
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments):
-    """The one line of an error with exit code 2."""
-    lines = call(*arguments, code=2).stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("Error: "), lines
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import call
 from figures import assert_figure, record
 
-from dgmfast import _partial, _run, cli, data, evaluate
+from dgmfast import _partial, _run, data, evaluate
 from dgmfast.models import VAE
 
 SMALL = ["--epochs", "1", "--set", "model.hidden=[[16]]", "--set", "model.latent=[2]", "--no-progress", "--no-figures"]
@@ -28,12 +28,6 @@ SAME = ["--iw", "600", "--limit", "21", "--seed", "3", "--threads", "1", "--no-p
 @pytest.fixture(autouse=True)
 def one_thread(threads):
     torch.set_num_threads(1)
-
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
