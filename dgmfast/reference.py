@@ -91,6 +91,35 @@ def label_linear(
     return ACTIVATIONS[activation](shared.unsqueeze(-2) + label_weight.t())
 
 
+def causal_mask(
+    mask: str, out_channels: int, in_channels: int, kernel_size: tuple[int, int], colors: int = 1, unmasked_inputs: int = 0
+) -> Tensor:
+    """[O, I, kh, kw] of zeros and ones: which taps of a convolution look at what precedes a pixel in raster order.
+
+    Channels are `colors` groups of equal size, in order. At the pixel itself a group sees the groups before it, with mask "B" its
+    own too. The first unmasked_inputs channels, which are not in the groups, are seen at every tap.
+    """
+    rows, columns = kernel_size
+    before = torch.zeros(rows, columns)
+    before[: rows // 2] = 1.0
+    before[rows // 2, : columns // 2] = 1.0
+    group_out = torch.arange(out_channels) * colors // max(out_channels, 1)
+    group_in = torch.arange(in_channels - unmasked_inputs) * colors // max(in_channels - unmasked_inputs, 1)
+    later = group_out.unsqueeze(1) - group_in
+    taps = before.expand(out_channels, in_channels - unmasked_inputs, rows, columns).clone()
+    taps[:, :, rows // 2, columns // 2] = (later >= (0 if mask == "B" else 1)).to(taps.dtype)
+    return torch.cat([torch.ones(out_channels, unmasked_inputs, rows, columns), taps], 1)
+
+
+def masked_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: str = "B", colors: int = 1, unmasked_inputs: int = 0
+) -> Tensor:
+    """conv2d(x, weight * causal_mask, bias) with zero padding to the same size: [N, I, H, W] -> [N, O, H, W]."""
+    size = (weight.shape[2], weight.shape[3])
+    taps = causal_mask(mask, weight.shape[0], weight.shape[1], size, colors, unmasked_inputs).to(weight)
+    return F.conv2d(x, weight * taps, bias, padding=(size[0] // 2, size[1] // 2))
+
+
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> list[Tensor]:
     """Philox-4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
     mask = 0xFFFFFFFF

@@ -1,0 +1,66 @@
+"""Convolutional layers of autoregressive models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgmfast import ops
+from dgmfast.errors import InputError
+from dgmfast.reference import causal_mask
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution of "same" size whose outputs see only what precedes them in raster order: [N, I, H, W] -> [N, O, H, W].
+
+    mask: "A" hides the pixel itself, "B" shows it. colors: channels are that many groups, the pixel's colours in their order; a
+    group also sees the groups before it. unmasked_inputs: the first so many input channels are seen in full. The weights of hidden
+    taps are zero and stay so; a state dict of an ordinary masked convolution (weight, bias and perhaps its mask) loads.
+    Stacks of such layers with kernels above 1 have the blind spot of van den Oord et al. (2016): pixels to the upper right beyond
+    the kernels' diagonal reach are never seen.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask: str = "B",
+        colors: int = 1,
+        unmasked_inputs: int = 0,
+        bias: bool = True,
+    ) -> None:
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(size) != 2 or any(not isinstance(n, int) or n < 1 or n % 2 == 0 for n in size):
+            raise InputError(f"kernel_size must be odd and positive; got {kernel_size!r}")
+        if mask not in ("A", "B"):
+            raise InputError(f"mask must be A or B; got {mask!r}")
+        if not 0 <= unmasked_inputs <= in_channels:
+            raise InputError(f"unmasked_inputs must lie in 0..{in_channels}, the input channels; got {unmasked_inputs}")
+        if colors < 1 or (in_channels - unmasked_inputs) % colors or out_channels % colors:
+            raise InputError(
+                f"colors must divide {in_channels - unmasked_inputs} masked input and {out_channels} output channels; got {colors}"
+            )
+        super().__init__(in_channels, out_channels, size, padding=(size[0] // 2, size[1] // 2), bias=bias)
+        self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs
+        self.hide()
+
+    @torch.no_grad()
+    def hide(self) -> None:
+        """Set the weights of hidden taps to zero."""
+        size = (self.kernel_size[0], self.kernel_size[1])
+        taps = causal_mask(self.mask, self.out_channels, self.in_channels, size, self.colors, self.unmasked_inputs)
+        self.weight.mul_(taps.to(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.masked_conv2d(x, self.weight, self.bias, self.mask, self.colors, self.unmasked_inputs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "mask", None)  # other libraries keep it as a buffer
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.hide()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mask={self.mask}, colors={self.colors}, unmasked_inputs={self.unmasked_inputs}"
