@@ -115,6 +115,18 @@ TABLES: dict[str, Table] = {
         ),
         OTHER_OMNIGLOT,
     ),
+    "fame": Table(
+        "FAME: bounds on log p(x) in nats",
+        BOUNDS,
+        (
+            Row("PixelCNN, FAME's decoder alone (exact)", "pixelcnn-mnist", {}),
+            Row("FAME, no concatenation, MNIST", "fame-noconcat-mnist", {"L_5000": (-78.73,)}),
+            Row("FAME, MNIST", "fame-mnist", {"L_1": (-80.11,), "L_5000": (-77.82,)}),
+            Row("FAME, MNIST, static binarisation", "fame-mnist-static", {"L_5000": (-79.30,)}),
+            Row("FAME, OMNIGLOT", "fame-omniglot", {"L_1": (-86.62,), "L_5000": (-82.54,)}),
+        ),
+        OTHER_OMNIGLOT,
+    ),
     "norb-likelihood": Table(
         "NORB, single images: bounds on log p(x) in nats",
         BOUNDS,

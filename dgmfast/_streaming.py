@@ -15,12 +15,15 @@ from torch import Tensor
 from dgmfast._pareto import Tail
 from dgmfast.errors import InputError, out_of_memory
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
+from dgmfast.nn import PixelCNNDecoder
 from dgmfast.ops import ImportanceState
 
 # Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
 # k and the model alone, so that no result depends on the chunk. On a CPU a block keeps the widest layer in a core's cache, but
-# for at least 512 rows; narrow layers take more, because there the calls are what costs.
+# for at least 512 rows; narrow layers take more, because there the calls are what costs. Feature maps are wider than either: of
+# those a block holds FEW_NUMBERS, or one row.
 CACHED_NUMBERS = 2**18
+FEW_NUMBERS = {"cpu": 2**21, "cuda": 2**28}
 CPU_ROWS = (512, 8192)
 CUDA_ROWS = 65536
 ENCODER_BLOCK = 512
@@ -240,13 +243,17 @@ def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
 
 
 def _widths(model: GenerativeModel) -> list[int]:
-    return [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)] or [1]
+    """The numbers that each linear layer, and the widest of each PixelCNN, makes of a row."""
+    linear = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return [*linear, *(m.row_numbers for m in model.modules() if isinstance(m, PixelCNNDecoder))] or [1]
 
 
 def block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
     """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
+    widest = max(_widths(model))
+    limit = max(1, FEW_NUMBERS["cpu" if device.type == "cpu" else "cuda"] // widest)
     least, most = CPU_ROWS
-    size = max(least, min(most, CACHED_NUMBERS // max(_widths(model)))) if device.type == "cpu" else CUDA_ROWS
+    size = min(limit, max(least, min(most, CACHED_NUMBERS // widest)) if device.type == "cpu" else CUDA_ROWS)
     samples = math.ceil(k / math.ceil(k / size))
     return min(ENCODER_BLOCK, 2 ** int(math.log2(max(1, size // samples)))), samples
 

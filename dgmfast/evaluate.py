@@ -139,7 +139,7 @@ def kl_units(model: GenerativeModel, x: Tensor, seed: int = 0) -> dict[str, Tens
     def units(part: Tensor, first: int) -> Tensor:
         terms = model.draw(model.encode(part, label), part, 1, Noise(seed, first), label)
         sizes.update({name: latent.z.shape[-1] for name, latent in terms.latents.items()})
-        return torch.cat([latent.kl_units().flatten(1) for latent in terms.latents.values()], 1)
+        return torch.cat([part.new_zeros(len(part), 0), *(latent.kl_units().flatten(1) for latent in terms.latents.values())], 1)
 
     sizes: dict[str, int] = {}
     means = _in_blocks(model, x, units).mean(0)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmfast import ops
+from dgmfast._conv import MaskedConv2d as MaskedConv2d
+from dgmfast._pixelcnn import PixelCNNDecoder, PixelCNNOutput
 from dgmfast.errors import InputError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -292,7 +294,15 @@ class ConditionalCategorical(nn.Module):
         return torch.log_softmax(self.logits(self.mlp(h, None, context)), -1)
 
 
-class BernoulliOutput(nn.Module):
+class Output(nn.Module):
+    """Base of p(x|h) with independent x_d, of which the models show the mean instead of a draw."""
+
+    def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """The mean [..., D] given h [..., n_in]; x: what an autoregressive p(x|h) sees of what comes before."""
+        raise NotImplementedError
+
+
+class BernoulliOutput(Output):
     """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d)."""
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
@@ -307,7 +317,7 @@ class BernoulliOutput(nn.Module):
         log_prob = ops.linear_bernoulli_log_prob(samples, self.logits.weight, self.logits.bias, x.flatten(1))
         return log_prob.view(h.shape[:-1])
 
-    def mean(self, h: Tensor) -> Tensor:
+    def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
         return torch.sigmoid(self.logits(h))
 
     @torch.no_grad()
@@ -316,7 +326,7 @@ class BernoulliOutput(nn.Module):
         self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
 
-class GaussianOutput(nn.Module):
+class GaussianOutput(Output):
     """p(x|h) = N(x; mean(h), e^log_var(h))."""
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
@@ -327,7 +337,7 @@ class GaussianOutput(nn.Module):
         """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats."""
         return ops.gaussian_log_prob(x, *self.gaussian(h))
 
-    def mean(self, h: Tensor) -> Tensor:
+    def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
         return self.gaussian(h)[0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -337,4 +347,9 @@ class GaussianOutput(nn.Module):
         linear.bias.copy_(mean)
 
 
-OUTPUTS: dict[str, Callable[..., BernoulliOutput | GaussianOutput]] = {"bernoulli": BernoulliOutput, "gaussian": GaussianOutput}
+AnyOutput = BernoulliOutput | GaussianOutput | PixelCNNDecoder
+OUTPUTS: dict[str, Callable[..., AnyOutput]] = {
+    "bernoulli": BernoulliOutput,
+    "gaussian": GaussianOutput,
+    "pixelcnn": PixelCNNOutput,
+}

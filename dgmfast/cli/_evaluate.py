@@ -170,20 +170,43 @@ def classify(
 @click.option("--out", type=click.Path(path_type=Path), help="The figure [RUN/samples.png].")
 @click.option("--npz", type=click.Path(path_type=Path), help="Write the values, [n, D], too.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--temperature", default=1.0, show_default=True, help="Divides the logits of pixels that are drawn one by one.")
+@click.option("--progress/--no-progress", default=True)
 @DATA_DIR
 @THREADS
-def sample(folder: Path, n: int, out: Path | None, npz: Path | None, seed: int, data_dir: Path | None) -> None:
-    """Draw samples from a run's model: a grid of images, and the values with --npz."""
+def sample(
+    folder: Path,
+    n: int,
+    out: Path | None,
+    npz: Path | None,
+    seed: int,
+    temperature: float,
+    progress: bool,
+    data_dir: Path | None,
+) -> None:
+    """Draw samples from a run's model: a grid of images, and the values with --npz.
+
+    A PixelCNN, and FAME with its input, draw x pixel by pixel; other models show the mean of p(x | latents).
+    """
+    from tqdm import tqdm
+
     from dgmfast import plots
 
     run = _run.open_run(folder)
+    with tqdm(unit="row of pixels", disable=not progress, leave=False) as bar:
+
+        def advance(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        x = run.model.sample(n, seed=seed, temperature=temperature, progress=advance)
     if npz is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, x=run.model.sample(n, seed=seed).numpy())
+        np.savez(buffer, x=x.numpy())
         write_atomically(npz, buffer.getvalue())
         click.echo(f"wrote {npz}")
     layout = plots.layout_of_run(folder, run.recipe, data_dir)
     if layout is not None:
-        click.echo(f"wrote {plots.samples(run.model, out or folder / 'samples.png', layout, n=n, seed=seed)}")
+        click.echo(f"wrote {plots.samples(run.model, out or folder / 'samples.png', layout, n=n, x=x)}")
     elif out is not None or npz is None:
         raise InputError(f"the rows of {run.recipe.data} are not images: write them with --npz")

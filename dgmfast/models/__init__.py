@@ -5,11 +5,13 @@ from dgmfast.models.adgm import ADGM
 from dgmfast.models.avae import AVAE
 from dgmfast.models.base import Elbo, GenerativeModel, LabelModel, Latent, Noise, Terms
 from dgmfast.models.cagem import CaGeM
+from dgmfast.models.fame import FAME
 from dgmfast.models.label_lvae import LabelLVAE
 from dgmfast.models.labels import LABEL_SUMS, GumbelSoftmax, LabelSum, SampledLabel, SparseSum
 from dgmfast.models.lvae import LVAE, AuxiliaryLVAE
 from dgmfast.models.m1m2 import M1M2
 from dgmfast.models.m2 import M2
+from dgmfast.models.pixelcnn import PixelCNN
 from dgmfast.models.potential import Potential
 from dgmfast.models.sdgm import SDGM
 from dgmfast.models.vae import VAE
@@ -23,6 +25,8 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "sdgm": SDGM,
     "lvae": LVAE,
     "cagem": CaGeM,
+    "fame": FAME,
+    "pixelcnn": PixelCNN,
     "lvae-auxiliary": AuxiliaryLVAE,
     "lvae-label": LabelLVAE,
     "potential": Potential,
@@ -47,6 +51,7 @@ def create(name: str, **overrides: object) -> GenerativeModel:
 __all__ = [
     "ADGM",
     "AVAE",
+    "FAME",
     "LABEL_SUMS",
     "LVAE",
     "M1M2",
@@ -64,6 +69,7 @@ __all__ = [
     "LabelSum",
     "Latent",
     "Noise",
+    "PixelCNN",
     "Potential",
     "SampledLabel",
     "SparseSum",

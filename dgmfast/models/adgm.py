@@ -106,4 +106,4 @@ class ADGM(LabelModel):
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = self.prior_logits.new_zeros(n, self.latent)
         z, _ = noise.gaussian((zeros, zeros), 1, Z)
-        return self.output.mean(self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))).squeeze(1)
+        return self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))

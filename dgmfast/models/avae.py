@@ -91,4 +91,4 @@ class AVAE(GenerativeModel):
         z, _ = noise.gaussian((zeros, zeros), 1, stream=2 * len(self.p_z) + 1)
         for i in reversed(range(len(self.p_z))):
             z, _ = noise.gaussian(self.p_z[i](z), 1, stream=2 * i + 1)
-        return self.output.mean(self.decoder(z)).squeeze(1)
+        return self.decoder(z)

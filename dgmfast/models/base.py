@@ -12,7 +12,7 @@ Latents may form a hierarchy (each draws from its own noise stream). A label is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,7 @@ from dgmfast import ops
 from dgmfast.errors import InputError
 from dgmfast.models.labels import Gaussian, Labels, LabelSum, Observed, SampledLabel
 from dgmfast.models.noise import Noise
-from dgmfast.nn import BernoulliOutput, GaussianOutput
+from dgmfast.nn import AnyOutput, PixelCNNDecoder
 
 Encoding = Mapping[str, Tensor]  # each [B, ...]
 Label = Tensor | LabelSum | None
@@ -131,7 +131,7 @@ class GenerativeModel(nn.Module):
 
     x_dim: int
     num_classes: int | None = None
-    output: BernoulliOutput | GaussianOutput
+    output: AnyOutput
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         """All that depends on x [B, D] (and y [B]) alone, computed once.
@@ -146,7 +146,7 @@ class GenerativeModel(nn.Module):
         raise _abstract(self, "draw")
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x | latents), [n, D], with the latents drawn from the prior."""
+        """What the output distribution takes, [n, 1, ...], with the latents drawn from the prior."""
         raise _abstract(self, "prior")
 
     def start_at(self, mean: Tensor) -> None:
@@ -210,17 +210,35 @@ class GenerativeModel(nn.Module):
         return Elbo(terms.bound(beta).mean(1), terms.reconstruction().mean(1), kl)
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
-        """n draws from the model: the mean of p(x | latents), [n, D]."""
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        seed: int | Tensor = 0,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """n draws from the model, [n, D]: the mean of p(x | latents), or x itself, pixel by pixel, where that is autoregressive.
+
+        temperature: divides the logits of autoregressive pixels. progress: told the rows of pixels that are done, and of all.
+        """
         if n < 0:
             raise InputError(f"sample: n must be at least 0; got {n}")
         self._check_labels("sample", y, n, next(self.parameters()).device)
-        return self.prior(n, Noise(seed), y)
+        h = self.prior(n, Noise(seed), y)
+        if isinstance(self.output, PixelCNNDecoder) and self.output.autoregressive:
+            return self.output.generate(h, Noise(seed), temperature=temperature, progress=progress).squeeze(1)
+        if temperature != 1.0:
+            raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
+        return self.output.mean(h).squeeze(1)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
-        """The mean of p(x | latents), [B, D], with the latents (and a label that is not given) drawn once from q."""
-        return self.output.mean(self._posterior("reconstruct", x, y, seed).decoded).squeeze(1)
+        """The mean of p(x | latents), [B, D], with the latents (and a label that is not given) drawn once from q.
+
+        Of an autoregressive one: of each pixel, given the latents and the pixels of x before it.
+        """
+        return self.output.mean(self._posterior("reconstruct", x, y, seed).decoded, x.unsqueeze(1)).squeeze(1)
 
     @torch.no_grad()
     def latent_means(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> dict[str, Tensor]:

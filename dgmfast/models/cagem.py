@@ -103,13 +103,16 @@ class CaGeM(LabelModel):
         """z₂ from its prior; y, if not given, from p(y|z₂): with a given y, a draw of p(z₂) p(z₁|y, z₂) p(x|y, z₁)."""
         zeros = self.prior_logits.new_zeros(n, self.latent[1])
         z2, _ = noise.gaussian((zeros, zeros), 1, Z2)
-        return self.decode_z2(z2, noise, y)
+        return self._decode_z2(z2, noise, y)
 
     def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
         """The mean of p(x|y, z₁), [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
+        return self.output.mean(self._decode_z2(z2, noise, y)).squeeze(1)
+
+    def _decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None) -> Tensor:
         labels = self.sampled_label(self.p_y(z2), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
-        return self.output.mean(self.p_x(z1, labels)).squeeze(1)
+        return self.p_x(z1, labels)
 
 
 def _at(log_probs: Tensor, y: Tensor) -> Tensor:

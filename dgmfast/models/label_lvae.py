@@ -88,4 +88,4 @@ class LabelLVAE(LabelModel):
         labels = self.sampled_label(self.p_y(z), noise, y)
         for i in range(len(self.p), 0, -1):
             z, _ = noise.gaussian(self.p[i - 1](z, labels), 1, stream=i - 1)
-        return self.output.mean(self.p_x(z, labels)).squeeze(1)
+        return self.p_x(z, labels)

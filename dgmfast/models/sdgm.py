@@ -52,4 +52,4 @@ class SDGM(ADGM):
         labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         assert self.p_a is not None
         a, _ = noise.gaussian(self.p_a(z, labels), 1, A)
-        return self.output.mean(self._decode(z, labels, a)).squeeze(1)
+        return self._decode(z, labels, a)

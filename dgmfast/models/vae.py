@@ -82,7 +82,7 @@ class VAE(GenerativeModel):
         z, _ = noise.gaussian((zeros, zeros), 1, stream=len(self.p))
         for i in reversed(range(len(self.p))):
             z, _ = noise.gaussian(self.p[i](z), 1, stream=i)
-        return self.output.mean(self.decoder(z)).squeeze(1)
+        return self.decoder(z)
 
 
 def check_sizes(x_dim: int, latent: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:

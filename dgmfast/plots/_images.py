@@ -17,6 +17,9 @@ from dgmfast.data import Dataset, full_images, load
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel, LabelModel, Noise
 from dgmfast.models.cagem import CaGeM
+from dgmfast.models.fame import FAME
+from dgmfast.models.pixelcnn import PixelCNN
+from dgmfast.nn import PixelCNNDecoder
 from dgmfast.plots._canvas import new_figure, save, scatter
 from dgmfast.recipes import Recipe
 
@@ -93,15 +96,21 @@ def samples(
     n: int = 100,
     y: Tensor | None = None,
     seed: int = 0,
+    x: Tensor | None = None,
 ) -> Path:
-    """n draws from the model, as the means of p(x | latents), in a grid."""
-    images = _layout(layout).images(model.sample(n, y, seed), "samples")
+    """n draws from the model in a grid, as the means of p(x | latents) or, of an autoregressive one, as its draws.
+
+    x: [n, D], draws that are there already.
+    """
+    images = _layout(layout).images(model.sample(n, y, seed) if x is None else x, "samples")
     columns = math.ceil(math.sqrt(n))
     wide = images.shape[3] / images.shape[2]
     figure = new_figure(0.55 * columns * wide, 0.55 * math.ceil(n / columns) + 0.4)
     axes = figure.subplots()
     _show(axes, _tile(images, columns))
-    axes.set_title("Samples: mean of p(x | z), z drawn from the prior")
+    axes.set_title(
+        f"Samples: {'x drawn pixel by pixel' if _autoregressive(model) else 'mean of p(x | z), z drawn from the prior'}"
+    )
     return save(figure, path)
 
 
@@ -117,7 +126,7 @@ def reconstructions(
 ) -> Path:
     """The first n rows of x [N, D] above the means of p(x | latents) with the latents drawn from q(latents | x).
 
-    A model with a label draws it from q(y | x) too, unless y [N] is given.
+    A model with a label draws it from q(y | x) too, unless y [N] is given. An autoregressive p sees the data's preceding pixels.
     """
     x, layout = x[:n], _layout(layout)
     again = model.reconstruct(x, None if y is None else y[:n], seed)
@@ -131,7 +140,59 @@ def reconstructions(
         pair = torch.cat([data[part], model_images[part]])
         _show(axes, _tile(pair, len(x[part])), rows=[(0.25, "data"), (0.75, "model")])
     drawn = "z and y" if model.num_classes and y is None else "z"
-    figure.suptitle(f"Data, and the mean of p(x | z) with {drawn} drawn from q(· | x)", fontsize=11)
+    what = f"the mean of p(x | z) with {drawn} drawn from q(· | x)"
+    if _autoregressive(model):
+        what = "of each pixel the mean given those before it" + ("" if isinstance(model, PixelCNN) else " and z")
+    figure.suptitle(f"Data, and {what}", fontsize=11)
+    return save(figure, path)
+
+
+def masking_study(model: FAME, x: Tensor, path: str | Path, layout: Layout | ImageShape, *, n: int = 12, seed: int = 0) -> Path:
+    """What each input of FAME's PixelCNN adds (App. E Fig. 3): the first n rows of x [N, D], and their reconstructions with both
+    inputs, without the image from z, and without x.
+
+    Raises:
+        InputError: not a FAME with concatenation.
+    """
+    if not isinstance(model, FAME) or not model.output.autoregressive:
+        raise InputError(f"masking_study: expected a FAME that concatenates x; got {type(model).__name__}")
+    x, layout = x[:n], _layout(layout)
+    named = {
+        "data": x,
+        "both": model.reconstruct(x, seed=seed),
+        "without z": model.masked_reconstruct(x, "z", seed),
+        "without x": model.masked_reconstruct(x, "x", seed),
+    }
+    images = torch.cat([layout.images(rows, name) for name, rows in named.items()])
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(named) + 0.6)
+    axes = figure.subplots()
+    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(named), name) for i, name in enumerate(named)])
+    figure.suptitle("Mean of each pixel where one input of the PixelCNN is zero", fontsize=11)
+    return save(figure, path)
+
+
+def completions(
+    model: PixelCNN, x: Tensor, path: str | Path, layout: Layout | ImageShape, *, n: int = 12, draws: int = 4, seed: int = 0
+) -> Path:
+    """The upper halves of the first n rows of x [N, D], and `draws` draws of the lower ones given them.
+
+    Raises:
+        InputError: not a PixelCNN.
+    """
+    if not isinstance(model, PixelCNN):
+        raise InputError(f"completions: expected a PixelCNN; got {type(model).__name__}")
+    x, layout = x[:n], _layout(layout)
+    keep = torch.zeros(model.output.image, dtype=torch.bool, device=x.device)
+    keep[:, : keep.shape[1] // 2] = True
+    rows = [x, x * keep.flatten(), *(model.complete(x, keep.flatten(), seed + i) for i in range(draws))]
+    images = torch.cat([layout.images(part, "completions") for part in rows])
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(rows) + 0.6)
+    axes = figure.subplots()
+    names = ["data", "given", *["drawn"] * draws]
+    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(rows), name) for i, name in enumerate(names)])
+    figure.suptitle("The lower half drawn from p(x | upper half)", fontsize=11)
     return save(figure, path)
 
 
@@ -204,6 +265,10 @@ def z2_grid(
     if y is not None:
         space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(figure, path)
+
+
+def _autoregressive(model: GenerativeModel) -> bool:
+    return isinstance(model.output, PixelCNNDecoder) and model.output.autoregressive
 
 
 def _layout(layout: Layout | ImageShape) -> Layout:

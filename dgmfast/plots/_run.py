@@ -13,9 +13,11 @@ from dgmfast._seeds import derive_seed
 from dgmfast.data import Dataset, Split
 from dgmfast.models.base import GenerativeModel, LabelModel
 from dgmfast.models.cagem import CaGeM
+from dgmfast.models.fame import FAME
+from dgmfast.models.pixelcnn import PixelCNN
 from dgmfast.models.potential import Potential
 from dgmfast.plots._curves import kl_layers, kl_units, training_curve
-from dgmfast.plots._images import Layout, analogies, reconstructions, samples, z2_grid
+from dgmfast.plots._images import Layout, analogies, completions, masking_study, reconstructions, samples, z2_grid
 from dgmfast.plots._latents import confusion_matrix, decision_regions, latent_space, potential
 from dgmfast.plots._log import read_metrics, read_recipe
 from dgmfast.recipes import Recipe
@@ -41,11 +43,15 @@ def draw_run(folder: Path, model: GenerativeModel, split: Split, dataset: Datase
 
 def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Dataset, seed: int) -> list[Path]:
     x, y = split.x[:LATENT_ROWS], None if split.y is None else split.y[:LATENT_ROWS]
-    drawn = [latent_space(model, x, out / "latent_space.png", y=y)]
+    drawn = [] if isinstance(model, PixelCNN) else [latent_space(model, x, out / "latent_space.png", y=y)]
     layout = Layout.of(dataset)
     if layout is not None:
         drawn.append(samples(model, out / "samples.png", layout, seed=seed))
         drawn.append(reconstructions(model, x, out / "reconstructions.png", layout, seed=seed))
+        if isinstance(model, PixelCNN):
+            drawn.append(completions(model, x, out / "completions.png", layout, seed=seed))
+        if isinstance(model, FAME) and model.output.autoregressive:
+            drawn.append(masking_study(model, x, out / "masking_study.png", layout, seed=seed))
         if isinstance(model, LabelModel) and not model.without_labels:
             drawn.append(analogies(model, out / "analogies.png", layout, seed=seed))
         if isinstance(model, CaGeM) and model.latent[1] == 2:

@@ -6,10 +6,11 @@ from dgmfast.errors import InputError
 from dgmfast.models import MODELS
 from dgmfast.recipes._burda import BURDA
 from dgmfast.recipes._digits import DIGITS
+from dgmfast.recipes._fame import FAME
 from dgmfast.recipes._family import FAMILY
 from dgmfast.recipes._recipe import Recipe, unknown
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA, *FAMILY)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA, *FAMILY, *FAME)}
 
 
 def names() -> list[str]:

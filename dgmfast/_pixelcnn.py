@@ -1,0 +1,159 @@
+"""The PixelCNN as an output distribution p(x|c) over images (van den Oord et al. 2016; thesis §5.2, App. E)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dgmfast._conv import MaskedConv2d
+from dgmfast.errors import InputError
+from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
+
+PIXEL_STREAM = 3000  # of the noise that draws pixels
+
+
+def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of rows of x_dim numbers: `image`, or a square grey or colour image.
+
+    Raises:
+        InputError: x_dim is not the size of `image`, or of no square image.
+    """
+    if image is not None:
+        try:
+            shape = tuple(int(size) for size in image)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"image must be (C, H, W); got {image!r}") from error
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != x_dim:
+            raise InputError(f"image must be (C, H, W) of {x_dim} numbers, x_dim; got {image!r}")
+        return shape[0], shape[1], shape[2]
+    for channels in (1, 3):
+        side = math.isqrt(x_dim // channels)
+        if channels * side * side == x_dim:
+            return channels, side, side
+    raise InputError(f"image must be given as (C, H, W), because x_dim, {x_dim}, is no square grey or colour image")
+
+
+class PixelCNNDecoder(nn.Module):
+    """p(x|c) = Π_i p(x_i | x_1 … x_{i−1}, c) over the pixels, and their colours, in raster order.
+
+    One mask-A convolution of `first_kernel`; `blocks` residual ones, h + conv(relu(h)), of `kernel` with mask B; `tail` more
+    mask-B ones of relu(h), the last to the parameters of the pixels. c is an image of `condition` channels, which every pixel
+    sees in full. Without `autoregressive` no pixel sees x: the same layers without masks on c alone.
+
+    image: (C, H, W). pixels: "bernoulli", "categorical" over `levels` levels v/(levels − 1), or "logistic", discretised to them
+    (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
+    """
+
+    def __init__(
+        self,
+        image: tuple[int, int, int],
+        condition: int = 0,
+        maps: int = 64,
+        blocks: int = 4,
+        tail: int = 3,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        pixels: str = "bernoulli",
+        levels: int = 256,
+        autoregressive: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("maps", maps, 1), ("blocks", blocks, 0), ("tail", tail, 1), ("condition", condition, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if not autoregressive and not condition:
+            raise InputError("condition must be at least 1 channel where pixels do not see each other; got 0")
+        self.image, self.condition, self.autoregressive = image, condition, autoregressive
+        self.distribution = PixelOutput(pixels, 2 if pixels == "bernoulli" else levels)
+        colors, out = image[0], self.distribution.channels(image[0])
+        self.row_numbers = maps * image[1] * image[2]  # of the widest layer, for one row
+
+        def conv(n_in: int, n_out: int, size: int, mask: str = "B") -> nn.Conv2d:
+            if autoregressive:
+                return MaskedConv2d(n_in, n_out, size, mask, colors, condition if mask == "A" else 0)
+            return nn.Conv2d(n_in, n_out, size, padding=size // 2)
+
+        self.first = conv(condition + (colors if autoregressive else 0), maps, first_kernel, "A")
+        self.blocks = nn.ModuleList(conv(maps, maps, kernel) for _ in range(blocks))
+        self.tail = nn.ModuleList(conv(maps, out if i == tail - 1 else maps, kernel) for i in range(tail))
+
+    def layers(self) -> list[CausalLayer]:
+        """What `forward` computes, in order."""
+        blocks = [CausalLayer(conv, relu=True, residual=True) for conv in self.blocks]
+        return [CausalLayer(self.first, relu=False, residual=False), *blocks, *(CausalLayer(c, True, False) for c in self.tail)]
+
+    def forward(self, c: Tensor, x: Tensor) -> Tensor:
+        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and the pixels before it of x [N, C, H, W]."""
+        h = torch.cat([c, x], 1) if self.autoregressive else c
+        for layer in self.layers():
+            out = layer.conv(F.relu(h) if layer.relu else h)
+            h = h + out if layer.residual else out
+        return h
+
+    def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
+        """The same of rows: c [..., condition·H·W] and x [..., D], of which leading dimensions broadcast."""
+        _, height, width = self.image
+        maps = c.reshape(math.prod(c.shape[:-1]), self.condition, height, width)
+        return self(maps, self._images(c, x))
+
+    def log_prob(self, c: Tensor, x: Tensor) -> Tensor:
+        """c [..., condition·H·W] and x [..., D], of leading dimensions that broadcast -> log p(x|c) [...] in nats."""
+        return self.distribution.log_prob(self.parameters_of(c, x), self._images(c, x)).view(c.shape[:-1])
+
+    def _images(self, c: Tensor, x: Tensor) -> Tensor:
+        """x, repeated for the rows of c, as images [N, C, H, W]."""
+        return x.expand(*c.shape[:-1], -1).reshape(math.prod(c.shape[:-1]), *self.image)
+
+    def mean(self, c: Tensor, x: Tensor | None = None) -> Tensor:
+        """The mean of every pixel given c and the pixels of x before it (none: zeros), [..., D]."""
+        x = c.new_zeros(math.prod(self.image)) if x is None else x
+        return self.distribution.mean(self.parameters_of(c, x)).view(*c.shape[:-1], math.prod(self.image))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        c: Tensor,
+        noise: Any,
+        observed: Tensor | None = None,
+        keep: Tensor | None = None,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """x ~ p(x|c), one for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
+
+        Pixel by pixel, by the cached sampler: sampling.sample_pixels has the arguments. For autoregressive pixels alone.
+        """
+        n = len(c)
+        uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
+        maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
+        x = sample_pixels(self.layers(), self.distribution, uniforms, maps, observed, keep, temperature, progress)
+        return x.view(n, 1, -1)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Let untrained pixels have the mean over all of `mean` [D], by the last bias; those of a categorical stay as they are."""
+        bias = self.tail[-1].bias
+        level = mean.mean().clamp(1e-3, 1.0 - 1e-3)
+        if self.distribution.kind == "bernoulli":
+            bias.fill_(torch.logit(level))
+        elif self.distribution.kind == "logistic":
+            bias.view(-1, 2)[:, 0] = 2.0 * level - 1.0
+
+
+class PixelCNNOutput(PixelCNNDecoder):
+    """p(x|h) of a PixelCNN that sees a linear image of h, beside a model's other output distributions."""
+
+    def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
+        super().__init__(image_of(x_dim), condition=1)
+        self.to_image = nn.Linear(n_in, math.prod(self.image[1:]))
+
+    def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
+        return super().parameters_of(self.to_image(c), x)
+
+    def generate(self, c: Tensor, noise: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return super().generate(self.to_image(c), noise, *args, **kwargs)

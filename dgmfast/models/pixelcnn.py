@@ -1,0 +1,71 @@
+"""The PixelCNN (van den Oord et al. 2016): an exact, autoregressive p(x) without latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dgmfast._pixelcnn import PixelCNNDecoder, image_of
+from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
+
+
+class PixelCNN(GenerativeModel):
+    """p(x) = Π_i p(x_i | x_1 … x_{i−1}) over the pixels, and their colours, in raster order; exact, with no latents.
+
+    x: rows of an image (C, H, W), `image`, in [0, 1]; by default a square one of x_dim numbers. maps, blocks, tail, kernel,
+    first_kernel, pixels and levels: the layers and the distribution of a pixel (dgmfast.nn.PixelCNNDecoder); the defaults are
+    those of FAME's decoder (App. E). Every bound of the protocol is log p(x) itself, whatever the number of samples.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        image: Sequence[int] | None = None,
+        maps: int = 64,
+        blocks: int = 4,
+        tail: int = 3,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        pixels: str = "bernoulli",
+        levels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.x_dim, self.latent = x_dim, ()
+        self.output = PixelCNNDecoder(image_of(x_dim, image), 0, maps, blocks, tail, kernel, first_kernel, pixels, levels)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), exact: [B, D] -> [B] nats."""
+        self.check("log_prob", x, None)
+        return self.output.log_prob(x.new_zeros(len(x), 0), x)
+
+    def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        return {"log_px": self.output.log_prob(x.new_zeros(len(x), 0), x)}
+
+    def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        return Terms(x.new_zeros(len(x), k, 0), encoding["log_px"].unsqueeze(1).expand(-1, k))
+
+    def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        return next(self.parameters()).new_zeros(n, 1, 0)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        observed: Tensor,
+        keep: Tensor,
+        seed: int | Tensor = 0,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw the pixels of the rows observed [n, D] where keep, bool [D] or [n, D], is false: [n, D].
+
+        Exact, x ~ p(x | observed), where what is kept comes before the rest in raster order, such as the top rows; else the rest
+        is drawn in raster order given what precedes it, which is not that conditional. temperature: divides the logits.
+        """
+        self.check("complete", observed, None)
+        n, image = len(observed), self.output.image
+        kept = keep.expand(n, -1).reshape(n, *image)
+        none = observed.new_zeros(n, 1, 0)
+        x = self.output.generate(none, Noise(seed), observed.reshape(n, *image), kept, temperature, progress)
+        return x.squeeze(1)
