@@ -51,6 +51,12 @@ TORCH_LIBRARY(dgmfast, m) {
   m.def(
       "label_linear_backward(Tensor grad, Tensor out, Tensor x, Tensor weight, Tensor label_weight, Tensor? bias,"
       " str? activation, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias=None, str mask=\"B\", int colors=1, int unmasked_inputs=0) -> Tensor");
+  m.def(
+      "masked_conv2d_backward(Tensor grad, Tensor x, Tensor weight, str mask, int colors, int unmasked_inputs, bool[3] wanted)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -72,6 +78,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("marginalize_labels", &dgmfast::marginalize_labels, py::arg("logits"), py::arg("values"), no_gil);
   m.def("label_linear", &dgmfast::label_linear, py::arg("x"), py::arg("weight"), py::arg("label_weight"),
         py::arg("bias") = py::none(), py::arg("activation") = py::none(), no_gil);
+  m.def("masked_conv2d", &dgmfast::masked_conv2d, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(),
+        py::arg("mask") = "B", py::arg("colors") = 1, py::arg("unmasked_inputs") = 0, no_gil);
 
   m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });

@@ -27,5 +27,7 @@ at::Tensor importance_state(const at::Tensor& log_w, const OptionalTensor& state
 at::Tensor marginalize_labels(const at::Tensor& logits, const at::Tensor& values);
 at::Tensor label_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& label_weight, const OptionalTensor& bias,
                         std::optional<std::string_view> activation);
+at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, std::string_view mask,
+                         int64_t colors, int64_t unmasked_inputs);
 
 }  // namespace dgmfast

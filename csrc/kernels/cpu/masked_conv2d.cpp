@@ -1,0 +1,418 @@
+// A convolution over the taps that a mask leaves. Vectors run over pixels, registers hold a tile of channels × pixels.
+#include "kernels/masked_conv2d.h"
+
+#include "kernels/cpu/rows.h"
+
+namespace dgmfast {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Written with vector types, because the compiler keeps no tile of sums in registers for an `omp simd` loop.
+template <class T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  typedef typename Bits<T>::Int Index __attribute__((vector_size(kVectorBytes)));
+  static constexpr int count = kVectorBytes / sizeof(T);
+};
+template <class T>
+using Vector = typename Lanes<T>::Vector;
+
+template <class T>
+DGMFAST_FN Vector<T> load(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+template <class T>
+DGMFAST_FN void store(T* to, Vector<T> value) {
+  *reinterpret_cast<Vector<T>*>(to) = value;
+}
+
+// Vectors beside `rows` channels: the most sums that leave registers for the operands, and at least eight to hide the latency.
+constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
+constexpr int64_t kChunk = 1024;  // positions that a block of channels is made for at a time, at most
+
+// body(channel, tap) for the list that MaskedTaps describes, in order.
+template <class Body>
+DGMFAST_FN void for_each_entry(const MaskedTaps& t, bool transposed, Body body) {
+  if (transposed) {
+    for (int64_t o = 0; o < t.outputs; ++o) {
+      for (int64_t tap = 0; tap < t.before(); ++tap) body(o, tap);
+    }
+    for (int64_t o = t.outputs - 1; o >= 0; --o) body(o, t.before());
+    for (int64_t o = 0; o < t.outputs && t.unmasked; ++o) {
+      for (int64_t tap = t.before() + 1; tap < t.all(); ++tap) body(o, tap);
+    }
+    return;
+  }
+  for (int64_t c = t.unmasked; c < t.inputs; ++c) {
+    for (int64_t tap = 0; tap < t.before(); ++tap) body(c, tap);
+  }
+  for (int64_t c = 0; c < t.unmasked; ++c) {
+    for (int64_t tap = 0; tap < t.all(); ++tap) body(c, tap);
+  }
+  for (int64_t c = t.unmasked; c < t.inputs; ++c) body(c, t.before());
+}
+
+inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPlanes& planes, int64_t* offset) {
+  for_each_entry(taps, transposed, [&](int64_t channel, int64_t tap) {
+    *offset++ = channel * planes.size + planes.offset(taps, transposed, tap);
+  });
+}
+
+// Channels that are made together: neighbours of one group, because those see the same.
+struct Block {
+  int64_t first, count;
+};
+
+inline Block block_from(int64_t channel, int64_t first, int64_t group) {
+  const int64_t start = first + (group ? (channel - first) / group * group : 0);
+  const int64_t block = start + (channel - start) / kConvBlock * kConvBlock;
+  return {block, minimum(kConvBlock, start + group - block)};
+}
+inline Block block_of(const MaskedTaps& taps, bool transposed, int64_t channel) {
+  if (!transposed) return block_from(channel, 0, taps.group_out());
+  if (channel < taps.unmasked) return block_from(channel, 0, taps.unmasked);
+  return block_from(channel, taps.unmasked, taps.group_in());
+}
+
+template <class T>
+void pack(const MaskedConv2d& p, int64_t begin, int64_t end) {
+  const MaskedTaps& t = p.taps;
+  for (int64_t channel = begin; channel < end; ++channel) {
+    const Block block = block_of(t, p.transposed, channel);
+    T* packed = static_cast<T*>(p.packed) + block.first * p.entries() + channel - block.first;
+    int64_t left = p.entries_of(channel);
+    for_each_entry(t, p.transposed, [&](int64_t source, int64_t tap) {
+      if (left-- <= 0) return;
+      const int64_t output = p.transposed ? source : channel, input = p.transposed ? channel : source;
+      *packed = static_cast<const T*>(p.weight)[(output * t.inputs + input) * t.all() + tap];
+      packed += block.count;
+    });
+  }
+}
+
+template <class T>
+DGMFAST_FN void copy(T* to, const T* from, int64_t n) {
+  constexpr int64_t lanes = Lanes<T>::count;
+  if (n < lanes) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    return;
+  }
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int64_t at = minimum(i, n - lanes);
+    store(to + at, load(from + at));
+  }
+}
+
+template <class T>
+DGMFAST_FN void clear(T* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
+}
+
+// The rows [first, first + rows) of an image with those around them; margins are zero before.
+template <class T>
+void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)[4], int64_t channels, int64_t first, int64_t rows,
+          int64_t height, int64_t width) {
+  constexpr int64_t kColumnsAtOnce = 16;
+  const bool by_channel = stride[1] != 1 || stride[3] == 1;
+  for (int64_t row = -planes.above; row < rows + planes.below; ++row) {
+    const bool inside = first + row >= 0 && first + row < height;
+    const T* from = x + (first + row) * stride[2];
+    T* target = to + planes.lead + row * planes.pitch;
+    for (int64_t c = 0; c < channels && (!inside || by_channel); ++c) {
+      if (!inside) {
+        clear(target + c * planes.size, width);
+      } else if (stride[3] == 1) {
+        copy(target + c * planes.size, from + c * stride[1], width);
+      } else {
+        for (int64_t i = 0; i < width; ++i) target[c * planes.size + i] = from[c * stride[1] + i * stride[3]];
+      }
+    }
+    if (!inside || by_channel) continue;
+    for (int64_t column = 0; column < width; column += kColumnsAtOnce) {
+      const int64_t last = minimum(column + kColumnsAtOnce, width);
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t i = column; i < last; ++i) target[c * planes.size + i] = from[i * stride[3] + c];
+      }
+    }
+  }
+}
+
+// out[r][i] = bias[r] + Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions.
+template <class T, int R, int V>
+void tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T (&bias)[kConvBlock], T* out) {
+  constexpr int lanes = Lanes<T>::count;
+  Vector<T> sum[R][V];
+  DGMFAST_UNROLL
+  for (int r = 0; r < R; ++r) {
+    DGMFAST_UNROLL
+    for (int v = 0; v < V; ++v) sum[r][v] = Vector<T>{} + bias[r];
+  }
+  for (int64_t k = 0; k < entries; ++k, weight += R) {
+    const T* source = x + offset[k];
+    Vector<T> value[V];
+    DGMFAST_UNROLL
+    for (int v = 0; v < V; ++v) value[v] = load(source + v * lanes);
+    DGMFAST_UNROLL
+    for (int r = 0; r < R; ++r) {
+      DGMFAST_UNROLL
+      for (int v = 0; v < V; ++v) sum[r][v] = weight[r] * value[v] + sum[r][v];
+    }
+  }
+  DGMFAST_UNROLL
+  for (int r = 0; r < R; ++r) {
+    DGMFAST_UNROLL
+    for (int v = 0; v < V; ++v) store(out + r * (kChunk + PaddedPlanes::kSlack) + v * lanes, sum[r][v]);
+  }
+}
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// body(Constant<n>), 1 <= n <= kMost.
+template <int kMost, class Body>
+DGMFAST_FN void with_constant(int64_t n, Body body) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_constant<kMost - 1>(n, body);
+  }
+  body(Constant<kMost>());
+}
+
+template <class T>
+using Strip = T[kConvBlock][kChunk + PaddedPlanes::kSlack];
+
+template <class T, int R>
+void make_strip(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T (&bias)[kConvBlock], int64_t count,
+                Strip<T>& out) {
+  constexpr int64_t lanes = Lanes<T>::count, width = tile_vectors(R) * lanes;
+  int64_t at = 0;
+  for (; at + width <= count; at += width) tile<T, R, tile_vectors(R)>(x + at, offset, weight, entries, bias, &out[0][at]);
+  if (at == count) return;
+  with_constant<tile_vectors(R)>((count - at + lanes - 1) / lanes, [&](auto vectors) {
+    tile<T, R, decltype(vectors)::value>(x + at, offset, weight, entries, bias, &out[0][at]);
+  });
+}
+
+// The strip of a block's channels that begins at position `first` of the rows `out`, without the margins.
+template <class T>
+void write_strip(const Strip<T>& strip, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width, T* out,
+                 const int64_t (&stride)[4]) {
+  for (int64_t row = first / pitch; row * pitch < first + count; ++row) {
+    const int64_t begin = row * pitch > first ? 0 : first - row * pitch, end = minimum(width, first + count - row * pitch);
+    const int64_t from = row * pitch + begin - first;
+    T* to = out + row * stride[2] + begin * stride[3];
+    if (stride[3] == 1) {
+      for (int64_t r = 0; r < channels && begin < end; ++r) copy(to + r * stride[1], strip[r] + from, end - begin);
+    } else if (channels == kConvBlock && stride[1] == 1) {
+      for (int64_t i = 0; i < end - begin; ++i) {
+        for (int64_t r = 0; r < kConvBlock; ++r) to[i * stride[3] + r] = strip[r][from + i];
+      }
+    } else {
+      for (int64_t i = 0; i < end - begin; ++i) {
+        for (int64_t r = 0; r < channels; ++r) to[i * stride[3] + r * stride[1]] = strip[r][from + i];
+      }
+    }
+  }
+}
+
+// Positions for which all channels are made before the next: what they read of x should stay in the nearest cache.
+template <class T>
+int64_t chunk_length(const MaskedConv2d& p) {
+  constexpr int64_t tile = tile_vectors(kConvBlock) * Lanes<T>::count;
+  if (p.out_channels() <= kConvBlock) return kChunk;
+  const int64_t rows = p.planes().above + p.planes().below + 1;
+  const int64_t fits = 16384 / int64_t(sizeof(T)) / (maximum(p.channels(), int64_t(1)) * rows);
+  return maximum(tile, minimum(fits, kChunk) / tile * tile);
+}
+
+template <class T>
+void convolve(const MaskedConv2d& p, int64_t begin, int64_t end) {
+  const PaddedPlanes planes = p.planes();
+  int64_t* offset = static_cast<int64_t*>(p.scratch);
+  T* x = reinterpret_cast<T*>(offset + p.entries());
+  list_offsets(p.taps, p.transposed, planes, offset);
+  clear(x, p.channels() * planes.size);
+  const int64_t chunk = chunk_length<T>(p), band_rows = p.band_rows();
+  Strip<T> strip;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t image = item / p.bands, first = item % p.bands * band_rows, rows = minimum(band_rows, p.height - first);
+    if (rows <= 0) continue;
+    fill(planes, x, static_cast<const T*>(p.x) + image * p.x_stride[0], p.x_stride, p.channels(), first, rows, p.height, p.width);
+    T* out = static_cast<T*>(p.out) + image * p.out_stride[0] + first * p.out_stride[2];
+    const int64_t positions = (rows - 1) * planes.pitch + p.width;
+    for (int64_t at = 0; at < positions; at += chunk) {
+      const int64_t count = minimum(chunk, positions - at);
+      for (int64_t channel = 0; channel < p.out_channels();) {
+        const Block block = block_of(p.taps, p.transposed, channel);
+        T bias[kConvBlock] = {};
+        for (int64_t r = 0; r < block.count && p.bias; ++r) bias[r] = static_cast<const T*>(p.bias)[channel + r];
+        with_constant<kConvBlock>(block.count, [&](auto channels) {
+          make_strip<T, decltype(channels)::value>(x + planes.lead + at, offset,
+                                                   static_cast<const T*>(p.packed) + channel * p.entries(),
+                                                   p.entries_of(channel), bias, count, strip);
+        });
+        write_strip(strip, block.count, at, count, planes.pitch, p.width, out + channel * p.out_stride[1], p.out_stride);
+        channel += block.count;
+      }
+    }
+  }
+}
+
+// The sum of a vector's numbers, by halves.
+template <class T, int n>
+DGMFAST_FN T sum_of_lanes(Vector<T> value) {
+  if constexpr (n == 1) {
+    return value[0];
+  } else {
+    typename Lanes<T>::Index other{};
+    DGMFAST_UNROLL
+    for (int i = 0; i < n / 2; ++i) other[i] = i + n / 2;
+    return sum_of_lanes<T, n / 2>(value + __builtin_shuffle(value, other));
+  }
+}
+
+// total[r][k] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
+template <class T, int R, int K>
+void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offset, int64_t count, T* total, int64_t row) {
+  constexpr int lanes = Lanes<T>::count;
+  const T* source[K];
+  Vector<T> sum[R][K];
+  DGMFAST_UNROLL
+  for (int k = 0; k < K; ++k) {
+    source[k] = x + offset[k];
+    DGMFAST_UNROLL
+    for (int r = 0; r < R; ++r) sum[r][k] = Vector<T>{};
+  }
+  for (int64_t i = 0; i < count; i += lanes) {
+    Vector<T> value[K];
+    DGMFAST_UNROLL
+    for (int k = 0; k < K; ++k) value[k] = load(source[k] + i);
+    DGMFAST_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vector<T> g = load(grad + r * plane + i);
+      DGMFAST_UNROLL
+      for (int k = 0; k < K; ++k) sum[r][k] = g * value[k] + sum[r][k];
+    }
+  }
+  DGMFAST_UNROLL
+  for (int r = 0; r < R; ++r) {
+    DGMFAST_UNROLL
+    for (int k = 0; k < K; ++k) total[r * row + k] += sum_of_lanes<T, Lanes<T>::count>(sum[r][k]);
+  }
+}
+
+template <class T, int R>
+void add_block(const T* grad, int64_t plane, const T* x, const int64_t* offset, int64_t entries, int64_t count, T* total,
+               int64_t row) {
+  constexpr int most = tile_vectors(R);
+  int64_t k = 0;
+  for (; k + most <= entries; k += most) add_products<T, R, most>(grad, plane, x, offset + k, count, total + k, row);
+  if (k == entries) return;
+  with_constant<most>(entries - k, [&](auto n) {
+    add_products<T, R, decltype(n)::value>(grad, plane, x, offset + k, count, total + k, row);
+  });
+}
+
+template <class T>
+DGMFAST_FN T sum_of(const T* values, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += values[i];
+  return sum;
+}
+
+// An item is a group of images with a range of outputs. Where a position is a margin its gradient is zero.
+template <class T>
+void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
+  const MaskedTaps& t = p.taps;
+  const PaddedPlanes planes = p.planes();
+  PaddedPlanes rows_alone = planes;
+  rows_alone.above = rows_alone.below = 0;
+  int64_t* offset = static_cast<int64_t*>(p.scratch);
+  T* x = reinterpret_cast<T*>(offset + t.entries());
+  T* grad = x + t.inputs * planes.size;
+  list_offsets(t, false, planes, offset);
+  clear(x, (t.inputs + p.part_outputs()) * planes.size);
+  // strips of seven planes that fit the nearest cache
+  constexpr int64_t kLongest = 4096 / sizeof(T);
+  const int64_t positions = p.height * planes.pitch, row = t.entries() + 1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t group = item / p.parts, first = item % p.parts * p.part_outputs();
+    const int64_t outputs = minimum(p.part_outputs(), t.outputs - first);
+    if (outputs <= 0) continue;
+    T* total = static_cast<T*>(p.partial) + (group * t.outputs + first) * row;
+    clear(total, outputs * row);
+    for (int64_t image = group * p.group; image < minimum((group + 1) * p.group, p.batch); ++image) {
+      fill(planes, x, static_cast<const T*>(p.x) + image * p.x_stride[0], p.x_stride, t.inputs, 0, p.height, p.height, p.width);
+      fill(rows_alone, grad, static_cast<const T*>(p.grad) + image * p.grad_stride[0] + first * p.grad_stride[1], p.grad_stride,
+           outputs, 0, p.height, p.height, p.width);
+      for (int64_t at = 0; at < positions; at += kLongest) {
+        const int64_t count = minimum(kLongest, positions - at);
+        for (int64_t o = 0; o < outputs;) {
+          const Block block = block_of(t, false, first + o);
+          const int64_t channels = minimum(block.first + block.count - first, outputs) - o;
+          const T* source = grad + o * planes.size + planes.lead + at;
+          with_constant<kConvBlock>(channels, [&](auto n) {
+            add_block<T, decltype(n)::value>(source, planes.size, x + planes.lead + at, offset, t.entries_of(first + o), count,
+                                             total + o * row, row);
+          });
+          for (int64_t r = 0; r < channels; ++r) total[(o + r + 1) * row - 1] += sum_of(source + r * planes.size, count);
+          o += channels;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void sum_groups(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
+  const MaskedTaps& t = p.taps;
+  const int64_t row = t.entries() + 1;
+  for (int64_t o = begin; o < end; ++o) {
+    T* sum = static_cast<T*>(p.partial) + o * row;
+    for (int64_t group = 1; group < p.groups; ++group) {
+      const T* more = sum + group * t.outputs * row;
+#pragma omp simd
+      for (int64_t k = 0; k < row; ++k) sum[k] += more[k];
+    }
+    if (p.grad_bias) static_cast<T*>(p.grad_bias)[o] = sum[row - 1];
+    if (!p.grad_weight) continue;
+    T* grad = static_cast<T*>(p.grad_weight) + o * t.inputs * t.all();
+    clear(grad, t.inputs * t.all());
+    int64_t left = t.entries_of(o);
+    for_each_entry(t, false, [&](int64_t input, int64_t tap) {
+      if (left-- > 0) grad[input * t.all() + tap] = *sum++;
+    });
+  }
+}
+
+}  // namespace
+
+namespace cpu::DGMFAST_ISA {
+
+void masked_conv2d_pack(const MaskedConv2d& p, int64_t begin, int64_t end) {
+  with_float_type(p.dtype, [&](auto type) { pack<decltype(type)>(p, begin, end); });
+}
+
+void masked_conv2d(const MaskedConv2d& p, int64_t begin, int64_t end) {
+  with_float_type(p.dtype, [&](auto type) { convolve<decltype(type)>(p, begin, end); });
+}
+
+void masked_conv2d_weight(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
+  with_float_type(p.dtype, [&](auto type) { weight_gradient<decltype(type)>(p, begin, end); });
+}
+
+void masked_conv2d_weight_sum(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
+  with_float_type(p.dtype, [&](auto type) { sum_groups<decltype(type)>(p, begin, end); });
+}
+
+}  // namespace cpu::DGMFAST_ISA
+}  // namespace dgmfast
