@@ -1,9 +1,11 @@
 // The table of contents: every op's schema, and the module dgmfast._C that calls them eagerly.
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "kernels/kernel.h"
 #include "ops/ops.h"
+#include "ops/pixelcnn_sampler.h"
 
 TORCH_LIBRARY(dgmfast, m) {
   m.def("gaussian_kl(Tensor mean_q, Tensor log_var_q, Tensor? mean_p=None, Tensor? log_var_p=None) -> Tensor");
@@ -80,6 +82,21 @@ PYBIND11_MODULE(_C, m) {
         py::arg("bias") = py::none(), py::arg("activation") = py::none(), no_gil);
   m.def("masked_conv2d", &dgmfast::masked_conv2d, py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(),
         py::arg("mask") = "B", py::arg("colors") = 1, py::arg("unmasked_inputs") = 0, no_gil);
+
+  using Sampler = dgmfast::PixelCnnSampler;
+  py::class_<Sampler>(m, "PixelCNNSampler")
+      .def(py::init([](const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& contexts,
+                       const std::vector<bool>& relu, const std::vector<bool>& residual, int64_t colors, const std::string& kind,
+                       int64_t levels, double temperature, const at::Tensor& uniforms, const dgmfast::OptionalTensor& observed,
+                       const dgmfast::OptionalTensor& keep) {
+             const Sampler::Output output{kind, levels, temperature};
+             return std::make_unique<Sampler>(weights, contexts, relu, residual, colors, output, uniforms, observed, keep);
+           }),
+           py::arg("weights"), py::arg("contexts"), py::arg("relu"), py::arg("residual"), py::arg("colors"), py::arg("kind"),
+           py::arg("levels"), py::arg("temperature"), py::arg("uniforms"), py::arg("observed") = py::none(),
+           py::arg("keep") = py::none(), no_gil)
+      .def("rows", &Sampler::rows, py::arg("begin"), py::arg("end"), no_gil)
+      .def_property_readonly("image", &Sampler::image);
 
   m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });

@@ -7,10 +7,15 @@ Section numbers refer to the thesis (L. Maaløe, 2018).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from dgmfast.sampling import CausalLayer, PixelOutput
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -118,6 +123,48 @@ def masked_conv2d(
     size = (weight.shape[2], weight.shape[3])
     taps = causal_mask(mask, weight.shape[0], weight.shape[1], size, colors, unmasked_inputs).to(weight)
     return F.conv2d(x, weight * taps, bias, padding=(size[0] // 2, size[1] // 2))
+
+
+def causal_stack(layers: Sequence[CausalLayer], x: Tensor, condition: Tensor | None = None) -> Tensor:
+    """h_{i+1} = conv_i(relu(h_i) or h_i) (+ h_i), from h_0 = x: [N, C, H, W] -> [N, O, H, W]; condition joins the first inputs."""
+    h = x
+    for layer in layers:
+        conv = layer.conv
+        seen = F.relu(h) if layer.relu else h
+        if conv.unmasked_inputs:
+            assert condition is not None
+            seen = torch.cat([condition.to(h), seen], 1)
+        convolved = masked_conv2d(seen, conv.weight, conv.bias, conv.mask, conv.colors, conv.unmasked_inputs)
+        h = convolved + h if layer.residual else convolved
+    return h
+
+
+@torch.no_grad()
+def pixelcnn_sample(
+    layers: Sequence[CausalLayer],
+    output: PixelOutput,
+    uniforms: Tensor,
+    condition: Tensor | None = None,
+    observed: Tensor | None = None,
+    keep: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`sampling.sample_pixels` by a pass over the whole image for each pixel and colour."""
+    weight, colors = layers[0].conv.weight, layers[0].conv.colors
+    images, channels, height, width = uniforms.shape
+    x = torch.zeros(uniforms.shape, dtype=weight.dtype, device=weight.device)
+    group, count = channels // colors, output.channels(1)
+    for i in range(height):
+        for j in range(width):
+            for color in range(colors):
+                params = causal_stack(layers, x, condition)[:, :, i, j].view(images, channels, count)
+                for c in range(color * group, (color + 1) * group):
+                    drawn = output.draw(params[:, c], uniforms[:, c, i, j], temperature).to(x)
+                    if observed is not None and keep is not None:
+                        kept = keep.expand(uniforms.shape)[:, c, i, j]
+                        drawn = torch.where(kept, observed[:, c, i, j].to(x), drawn)
+                    x[:, c, i, j] = drawn
+    return x
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> list[Tensor]:

@@ -1,0 +1,263 @@
+"""Autoregressive images: the distribution of a pixel, and drawing images from a stack of causal convolutions (a PixelCNN)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgmfast import _C, ops
+from dgmfast._conv import MaskedConv2d
+from dgmfast.errors import InputError
+
+LOWEST_LOG_SCALE = -7.0  # as PixelCNN++ has it
+_CHUNK = 256  # images that are drawn together: their activations take memory
+_PARAMETERS = {"bernoulli": lambda levels: 1, "categorical": lambda levels: levels, "logistic": lambda levels: 2}
+
+
+@dataclass(frozen=True)
+class PixelOutput:
+    """The distribution of one channel of a pixel, x in [0, 1], given the network's outputs there.
+
+    kind: "bernoulli", by a logit, x in {0, 1}; "categorical", by one logit per level v, x = v / (levels − 1); "logistic", by the mean
+    and the log scale of a logistic distribution on [−1, 1] that is rounded to the levels (Salimans et al. 2017, eq. 2, with one
+    component). The outputs [N, C·P, H, W] are one group of P per channel; log scales below −7 count as −7.
+    """
+
+    kind: str = "bernoulli"
+    levels: int = 2
+
+    def __post_init__(self) -> None:
+        if self.kind not in _PARAMETERS:
+            raise InputError(f"kind must be one of {', '.join(_PARAMETERS)}; got {self.kind!r}")
+        if self.levels < 2 or (self.kind == "bernoulli" and self.levels != 2):
+            expected = "2 for bernoulli" if self.kind == "bernoulli" else "at least 2"
+            raise InputError(f"levels must be {expected}; got {self.levels}")
+
+    def channels(self, colors: int) -> int:
+        """Outputs of the network for images of `colors` channels."""
+        return colors * _PARAMETERS[self.kind](self.levels)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """log p(x) in nats: params [N, C·P, H, W], x [N, C, H, W] -> [N].
+
+        Raises:
+            InputError: shapes do not fit, or x is farther than 1e-4 from every level (categorical, logistic).
+        """
+        params = self._by_channel(params, x.shape[1])
+        if x.shape != params[:, :, 0].shape:
+            raise InputError(f"x must have the batch and size of params, {list(params[:, :, 0].shape)}; got {list(x.shape)}")
+        if self.kind == "bernoulli":
+            return ops.bernoulli_log_prob(params.flatten(1), x.flatten(1))
+        level = (x * (self.levels - 1)).round().clamp(0, self.levels - 1)
+        if x.numel() and not bool(((x - level / (self.levels - 1)).abs() <= 1e-4).all()):
+            raise InputError(f"x must lie on the {self.levels} levels v/{self.levels - 1}, to 1e-4; got other values")
+        if self.kind == "categorical":
+            chosen = params.log_softmax(2).gather(2, level.long().unsqueeze(2))
+            return chosen.flatten(1).sum(1)
+        return _logistic_log_prob(params[:, :, 0], params[:, :, 1], level, self.levels).flatten(1).sum(1)
+
+    def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        """The value whose cumulative probability first exceeds u: params [N, P], u [N] in [0, 1) -> x [N], float64.
+
+        temperature divides the logits, and multiplies the scale of the logistic distribution.
+        """
+        params, u = params.double(), u.double()
+        if self.kind == "bernoulli":
+            return (u < torch.sigmoid(params[:, 0] / temperature)).double()
+        if self.kind == "categorical":
+            reached = torch.cumsum(torch.softmax(params / temperature, 1), 1) > u.unsqueeze(1)
+            level = self.levels - reached.sum(1).clamp(min=1)
+        else:
+            scale = torch.exp(params[:, 1].clamp(min=LOWEST_LOG_SCALE))
+            value = params[:, 0] + temperature * scale * torch.logit(u)
+            level = ((value + 1.0) / 2.0 * (self.levels - 1)).round().clamp(0, self.levels - 1)
+        return level.double() / (self.levels - 1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """E[x], [N, C·P, H, W] -> [N, C, H, W]; of the logistic the mean parameter, moved to [0, 1] and clipped."""
+        params = self._by_channel(params, None)
+        if self.kind == "bernoulli":
+            return torch.sigmoid(params[:, :, 0])
+        if self.kind == "categorical":
+            grid = torch.linspace(0.0, 1.0, self.levels, dtype=params.dtype, device=params.device)
+            return (params.softmax(2) * grid.view(-1, 1, 1)).sum(2)
+        return ((params[:, :, 0] + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def _by_channel(self, params: Tensor, colors: int | None) -> Tensor:
+        """[N, C, P, H, W]"""
+        count = self.channels(1)
+        if params.dim() != 4 or params.shape[1] % count or (colors is not None and params.shape[1] != count * colors):
+            expected = f"{count} per channel" if colors is None else str(count * colors)
+            raise InputError(f"params must have shape [N, {expected}, H, W] for {self.kind} pixels; got {list(params.shape)}")
+        return params.unflatten(1, (-1, count))
+
+
+def _logistic_log_prob(mean: Tensor, log_scale: Tensor, level: Tensor, levels: int) -> Tensor:
+    """log of the mass of the bin of width 2/(levels − 1) around the level, the outer bins reaching to infinity.
+
+    With a and b the bin's ends in units of the scale, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): nothing cancels.
+    """
+    log_scale = log_scale.clamp(min=LOWEST_LOG_SCALE)
+    center, half = 2.0 * level / (levels - 1) - 1.0 - mean, 1.0 / (levels - 1)
+    inverse = torch.exp(-log_scale)
+    log_below_end = F.logsigmoid(inverse * (center + half))
+    log_above_start = F.logsigmoid(-inverse * (center - half))
+    width = 2.0 * half * inverse
+    # log(1 − e^{−w}); where w is small, log w − w/2, which does not underflow
+    log_width = math.log(2.0 * half) - log_scale - 0.5 * width
+    log_inside = torch.where(width < 1e-3, log_width, torch.log(-torch.expm1(-width.clamp(min=1e-3))))
+    inside = log_below_end + log_above_start + log_inside
+    return torch.where(level == 0, log_below_end, torch.where(level == levels - 1, log_above_start, inside))
+
+
+@dataclass(frozen=True)
+class CausalLayer:
+    """h -> conv(relu(h) if relu else h) + (h if residual else 0)."""
+
+    conv: MaskedConv2d
+    relu: bool = False
+    residual: bool = False
+
+
+@torch.no_grad()
+def sample_pixels(
+    layers: Sequence[CausalLayer],
+    output: PixelOutput,
+    uniforms: Tensor,
+    condition: Tensor | None = None,
+    observed: Tensor | None = None,
+    keep: Tensor | None = None,
+    temperature: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Draw images [N, C, H, W] from a PixelCNN, pixel by pixel in raster order, the channels of a pixel in theirs.
+
+    The layers are applied one after the other, and the last one's outputs are the parameters of `output` at each pixel. Every
+    activation is computed once, so that an image costs one pass through the network in all. The weights are read when called;
+    the images do not depend on the number of threads or on the other images of the batch.
+
+    With `keep` the pixels of `observed` where it is true stay as they are. If these come first in raster order (the top rows, say),
+    the others are drawn from the exact conditional distribution. Around any other mask a pixel is drawn given the pixels before it,
+    kept or drawn, but not given the kept ones after it: that is not the conditional distribution given all kept pixels.
+
+    Args:
+        layers: the first with mask A, the others with mask B, all of one number of colors; float32 or float64. Those of modules on
+            CUDA are copied to the CPU, where the images are drawn, which are then moved to that device.
+        uniforms: [N, C, H, W] float64 in [0, 1), one for each draw.
+        condition: [N, u, H, W], the inputs that the first layer sees unmasked.
+        observed: [N, C, H, W]. keep: bool, broadcast to that.
+        temperature: divides the logits, and multiplies the scale of logistic pixels.
+        progress: called with the number of rows done and of all rows.
+
+    Returns:
+        [N, C, H, W] in [0, 1], of the dtype and on the device of the layers.
+
+    Raises:
+        InputError: layers that are not causal or do not fit together, or an argument whose shape, dtype or values are wrong.
+    """
+    first = _check_layers(layers, output, uniforms)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature must be positive and finite; got {temperature}")
+    condition, observed, keep = _check_maps(first, uniforms, condition, observed, keep)
+    device, weight = first.weight.device, first.weight
+    weights = [layer.conv.weight[:, layer.conv.unmasked_inputs :].cpu() for layer in layers]
+    biases = [_bias(layer.conv).cpu() for layer in layers]
+    relu, residual = [layer.relu for layer in layers], [layer.residual for layer in layers]
+
+    total, height = len(uniforms), uniforms.shape[2]
+    images, rows = [], -(-total // _CHUNK) * height
+    for begin in range(0, total, _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        contexts = [_context(first, condition[chunk], biases[0]), *biases[1:]] if condition is not None else biases
+        kept = [None if t is None else t[chunk] for t in (observed, keep)]
+        sampler = _C.PixelCNNSampler(
+            weights, contexts, relu, residual, first.colors, output.kind, output.levels, temperature, uniforms[chunk].cpu(), *kept
+        )
+        for row in range(height):
+            sampler.rows(row, row + 1)
+            if progress is not None:
+                progress(begin // _CHUNK * height + row + 1, rows)
+        images.append(sampler.image)
+    return torch.cat(images).to(device) if images else weight.new_zeros(uniforms.shape)
+
+
+def _bias(conv: MaskedConv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def _context(conv: MaskedConv2d, condition: Tensor, bias: Tensor) -> Tensor:
+    """What the unmasked inputs and the bias contribute, [N, O, H, W]."""
+    weight = conv.weight[:, : conv.unmasked_inputs].cpu()
+    padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(condition, weight, bias, padding=padding)
+
+
+def _check_layers(layers: Sequence[CausalLayer], output: PixelOutput, uniforms: Tensor) -> MaskedConv2d:
+    """The first layer's convolution, if all of them are causal together."""
+    if not layers:
+        raise InputError("layers must hold at least one layer; got none")
+    if uniforms.dim() != 4 or uniforms.dtype != torch.float64:
+        raise InputError(f"uniforms must be float64 of shape [N, C, H, W]; got {uniforms.dtype} {list(uniforms.shape)}")
+    if uniforms.numel() and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise InputError("uniforms must lie in [0, 1); got other values")
+    first, inputs = layers[0].conv, uniforms.shape[1]
+    if first.weight.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"layers must be float32 or float64; got {first.weight.dtype}")
+    for i, layer in enumerate(layers):
+        conv = layer.conv
+        if conv.mask != ("B" if i else "A"):
+            raise InputError(f"the first layer must have mask A and the others B; got {conv.mask} in layer {i}")
+        if conv.colors != first.colors:
+            raise InputError(f"the layers must have one number of colors, {first.colors}; got {conv.colors} in layer {i}")
+        if i and conv.unmasked_inputs:
+            raise InputError(f"the first layer alone may have unmasked_inputs; got {conv.unmasked_inputs} in layer {i}")
+        if conv.in_channels - conv.unmasked_inputs != inputs:
+            got = conv.in_channels - conv.unmasked_inputs
+            raise InputError(f"layer {i} must have {inputs} masked inputs, the channels before it; got {got}")
+        if layer.residual and (i == 0 or conv.out_channels != inputs):
+            raise InputError(
+                "residual needs a layer after the first with as many outputs as inputs; "
+                f"got layer {i} of {inputs} inputs and {conv.out_channels} outputs"
+            )
+        if conv.weight.dtype != first.weight.dtype or conv.weight.device != first.weight.device:
+            raise InputError(
+                f"the layers must have one dtype and device, {first.weight.dtype} on {first.weight.device}; "
+                f"got {conv.weight.dtype} on {conv.weight.device} in layer {i}"
+            )
+        inputs = conv.out_channels
+    if inputs != output.channels(uniforms.shape[1]):
+        expected = output.channels(uniforms.shape[1])
+        raise InputError(f"the last layer must have {expected} outputs, the parameters of {output.kind} pixels; got {inputs}")
+    return first
+
+
+def _check_maps(
+    first: MaskedConv2d, uniforms: Tensor, condition: Tensor | None, observed: Tensor | None, keep: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """condition, observed and keep on the CPU, of the dtype of the layers, each in its full shape."""
+    count, _, height, width = uniforms.shape
+    expected = [count, first.unmasked_inputs, height, width]
+    if (condition is None) != (first.unmasked_inputs == 0) or (condition is not None and list(condition.shape) != expected):
+        wanted = f"of shape {expected}, the unmasked_inputs of the first layer" if first.unmasked_inputs else "None"
+        raise InputError(f"condition must be {wanted}; got {None if condition is None else list(condition.shape)}")
+    if condition is not None:
+        condition = condition.to("cpu", first.weight.dtype)
+    if (observed is None) != (keep is None):
+        raise InputError(f"observed and keep go together; got {'keep' if observed is None else 'observed'} alone")
+    if observed is None or keep is None:
+        return condition, None, None
+    if observed.shape != uniforms.shape:
+        raise InputError(f"observed must have the shape of uniforms, {list(uniforms.shape)}; got {list(observed.shape)}")
+    if keep.dtype != torch.bool:
+        raise InputError(f"keep must be bool; got {keep.dtype}")
+    try:
+        keep = keep.expand(uniforms.shape)
+    except RuntimeError:
+        raise InputError(f"keep must broadcast to {list(uniforms.shape)}; got {list(keep.shape)}") from None
+    return condition, observed.to("cpu", first.weight.dtype), keep.cpu()
