@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.eager import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob_forward, gaussian_log_prob_forward
 from dgmfast.models import VAE
-from dgmfast.nn import BernoulliOutput
+from dgmfast.nn import BernoulliOutput, GaussianOutput
 
 Weights = Callable[[VAE, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -38,6 +38,7 @@ def vae_log_weights(
     h = model.decoder(z1)
     if isinstance(model.output, BernoulliOutput):
         return log_px(model.output.logits(h), x.unsqueeze(1)).add_(doubled, alpha=0.5)
+    assert isinstance(model.output, GaussianOutput)
     return gaussian_log_prob_forward(x.unsqueeze(1), *model.output.gaussian(h)).add_(doubled, alpha=0.5)
 
 

@@ -47,7 +47,7 @@ class ConvDown(OverRows):
     """
 
     def __init__(self, n_in: int, small: Shape, large: Shape, activation: str, batch_norm: bool) -> None:
-        rest = tuple(side - (2 * half - 1) for side, half in zip(large[1:], small[1:], strict=True))
+        rest = (large[1] - (2 * small[1] - 1), large[2] - (2 * small[2] - 1))
         super().__init__(
             (n_in, 1, 1),
             nn.Flatten(),

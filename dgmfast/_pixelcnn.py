@@ -14,6 +14,7 @@ from dgmfast._conv import MaskedConv2d
 from dgmfast.errors import InputError
 from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
 
+LIKELIHOODS = ("bernoulli", "categorical", "logistic")
 PIXEL_STREAM = 3000  # of the noise that draws pixels
 
 
@@ -45,8 +46,8 @@ class PixelCNNDecoder(nn.Module):
     mask-B ones of relu(h), the last to the parameters of the pixels. c is an image of `condition` channels, which every pixel
     sees in full. Without `autoregressive` no pixel sees x: the same layers without masks on c alone.
 
-    image: (C, H, W). pixels: "bernoulli", "categorical" over `levels` levels v/(levels − 1), or "logistic", discretised to them
-    (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
+    image: (C, H, W). likelihood: "bernoulli", "categorical" over `levels` levels v/(levels − 1), or "logistic", discretised to
+    them (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class PixelCNNDecoder(nn.Module):
         tail: int = 3,
         kernel: int = 3,
         first_kernel: int = 7,
-        pixels: str = "bernoulli",
+        likelihood: str = "bernoulli",
         levels: int = 256,
         autoregressive: bool = True,
     ) -> None:
@@ -69,11 +70,13 @@ class PixelCNNDecoder(nn.Module):
         if not autoregressive and not condition:
             raise InputError("condition must be at least 1 channel where pixels do not see each other; got 0")
         self.image, self.condition, self.autoregressive = image, condition, autoregressive
-        self.distribution = PixelOutput(pixels, 2 if pixels == "bernoulli" else levels)
+        if likelihood not in LIKELIHOODS:
+            raise InputError(f"likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
+        self.distribution = PixelOutput(likelihood, 2 if likelihood == "bernoulli" else levels)
         colors, out = image[0], self.distribution.channels(image[0])
         self.row_numbers = maps * image[1] * image[2]  # of the widest layer, for one row
 
-        def conv(n_in: int, n_out: int, size: int, mask: str = "B") -> nn.Conv2d:
+        def conv(n_in: int, n_out: int, size: int, mask: str = "B") -> Any:
             if autoregressive:
                 return MaskedConv2d(n_in, n_out, size, mask, colors, condition if mask == "A" else 0)
             return nn.Conv2d(n_in, n_out, size, padding=size // 2)
@@ -84,11 +87,13 @@ class PixelCNNDecoder(nn.Module):
 
     def layers(self) -> list[CausalLayer]:
         """What `forward` computes, in order."""
-        blocks = [CausalLayer(conv, relu=True, residual=True) for conv in self.blocks]
-        return [CausalLayer(self.first, relu=False, residual=False), *blocks, *(CausalLayer(c, True, False) for c in self.tail)]
+        blocks: list[Any] = list(self.blocks)
+        tail: list[Any] = list(self.tail)
+        residual = [CausalLayer(conv, relu=True, residual=True) for conv in blocks]
+        return [CausalLayer(self.first), *residual, *(CausalLayer(conv, relu=True) for conv in tail)]
 
     def forward(self, c: Tensor, x: Tensor) -> Tensor:
-        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and the pixels before it of x [N, C, H, W]."""
+        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and x [N, C, H, W] before it."""
         h = torch.cat([c, x], 1) if self.autoregressive else c
         for layer in self.layers():
             out = layer.conv(F.relu(h) if layer.relu else h)
@@ -136,8 +141,9 @@ class PixelCNNDecoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
-        """Let untrained pixels have the mean over all of `mean` [D], by the last bias; those of a categorical stay as they are."""
-        bias = self.tail[-1].bias
+        """Let untrained pixels have the mean of all of `mean` [D], by the last bias; those of a categorical stay as they are."""
+        last: Any = self.tail[-1]
+        bias: Tensor = last.bias
         level = mean.mean().clamp(1e-3, 1.0 - 1e-3)
         if self.distribution.kind == "bernoulli":
             bias.fill_(torch.logit(level))

@@ -18,13 +18,26 @@ from torch.nn import functional as F
 
 from dgmfast import models
 from dgmfast.models import ADGM, AVAE, LVAE, M1M2, M2, SDGM, VAE, CaGeM, GenerativeModel
-from dgmfast.nn import ACTIVATIONS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead, GaussianMLP
+from dgmfast.models.fame import DenseGaussian
+from dgmfast.nn import (
+    ACTIVATIONS,
+    ConditionalCategorical,
+    ConditionalGaussian,
+    ConditionalMLP,
+    GaussianHead,
+    GaussianMLP,
+    PixelCNNDecoder,
+)
 
 D, Y = 6, 3
 LATENT2 = {"latent": (3, 2), "hidden": ((6, 5), (4,))}
 PLAIN = {"batch_norm": False, "activation": "tanh"}
 LABEL = {"num_classes": Y, "class_prior": "learned", "activation": "tanh"}
 ADGM_LIKE = {**LABEL, "latent": 3, "auxiliary": 2, "hidden": (5, 4)}
+FAME_LIKE = {
+    **{"image": (1, 2, 3), "latent": (3, 2), "maps": (2, 3), "dense": (5, 4), **PLAIN},
+    **{"decoder_maps": 3, "blocks": 1, "tail": 2, "first_kernel": 3},
+}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "vae": ("vae", {"latent": (3,), "hidden": ((5,),)}),
     "vae-2": ("vae", LATENT2),
@@ -38,10 +51,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "adgm-deterministic": ("adgm", {**ADGM_LIKE, "deterministic": True}),
     "sdgm": ("sdgm", ADGM_LIKE),
     "m1m2": ("m1m2", {**LABEL, "latent": (3, 2), "hidden1": (6,), "hidden2": (5,), "pretrain_epochs": 0}),
+    "fame": ("fame", FAME_LIKE),
+    "fame-noconcat": ("fame", {**FAME_LIKE, "concatenate": False}),
     "cagem": ("cagem", {"num_classes": Y, "latent": (3, 2), "hidden1": (6, 5), "hidden2": (5, 4), **PLAIN}),
 }
 LABELLED = [variant for variant, (_, settings) in TINY.items() if "num_classes" in settings]
 UNLABELLED = [variant for variant in TINY if variant not in LABELLED]
+LADDER = ["lvae", "fame", "fame-noconcat"]  # whose q merges with p
 BATCH_NORM = [variant for variant in TINY if variant != "vae"]  # every model once; the VAE with two layers
 
 
@@ -64,8 +80,8 @@ def make(variant: str, seed: int = 0, scale: float = 1.0, **overrides: Any) -> G
     return model
 
 
-def norms(model: nn.Module) -> list[nn.BatchNorm1d]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d)]
+def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def zero(model: GenerativeModel) -> GenerativeModel:
@@ -142,15 +158,57 @@ def standard(z: Tensor) -> Independent:
     return Independent(Normal(torch.zeros_like(z), torch.ones_like(z)), 1)
 
 
-def gaussian(net: GaussianMLP | ConditionalGaussian, h: Tensor, x: Tensor | None = None, y: Tensor | None = None) -> Independent:
-    return normal(net.gaussian, net.mlp(h) if isinstance(net, GaussianMLP) else network(net.mlp, h, x, y))
+def gaussian(
+    net: GaussianMLP | ConditionalGaussian | DenseGaussian, h: Tensor, x: Tensor | None = None, y: Tensor | None = None
+) -> Independent:
+    return normal(net.gaussian, network(net.mlp, h, x, y) if isinstance(net, ConditionalGaussian) else net.mlp(h))
 
 
 def categorical(net: ConditionalCategorical, h: Tensor, x: Tensor | None = None) -> Categorical:
     return Categorical(logits=net.logits(network(net.mlp, h, x)))
 
 
-def output(model: GenerativeModel, h: Tensor) -> Independent:
+class Pixels(Distribution):
+    """Bernoulli pixels whose logits are plain convolutions of an image of c and of x before it, c [..., condition·H·W].
+
+    The mean is at the x that is given.
+    """
+
+    def __init__(self, net: PixelCNNDecoder, c: Tensor, x: Tensor) -> None:
+        super().__init__(c.shape[:-1], torch.Size([math.prod(net.image)]), validate_args=False)
+        self.net, self.c, self.x = net, c, x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return Independent(Bernoulli(logits=self._logits(x)), 1).log_prob(x)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self._logits(self.x))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        net, shape = self.net, torch.broadcast_shapes(self.c.shape[:-1], x.shape[:-1])
+        rows = math.prod(shape)
+        x = x.expand(*shape, -1).reshape(rows, *net.image)
+        h = self.c.expand(*shape, -1).reshape(rows, net.condition, *net.image[1:])
+        h = torch.cat([h, x], 1) if net.autoregressive else h
+        h = self._conv(net.first, h, "A")
+        for conv in net.blocks:
+            h = h + self._conv(conv, torch.relu(h), "B")
+        for conv in net.tail:
+            h = self._conv(conv, torch.relu(h), "B")
+        return h.view(*shape, -1)
+
+    def _conv(self, conv: nn.Conv2d, h: Tensor, mask: str) -> Tensor:
+        weight, size = conv.weight.clone(), conv.kernel_size[0]
+        if self.net.autoregressive:
+            masked = weight[:, self.net.condition if mask == "A" else 0 :].flatten(2)
+            masked[:, :, size * size // 2 + (mask == "B") :] = 0.0
+        return F.conv2d(h, weight, conv.bias, padding=size // 2)
+
+
+def output(model: GenerativeModel, h: Tensor, x: Tensor) -> Distribution:
+    if isinstance(model.output, PixelCNNDecoder):
+        return Pixels(model.output, h, x)
     return Independent(Bernoulli(logits=model.output.logits(h)), 1)
 
 
@@ -169,13 +227,14 @@ def factors(model: GenerativeModel, x: Tensor, v: dict[str, Tensor], y: Tensor) 
 def _(model: VAE, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors, Factors]:
     z = [x, *(v[f"z{i + 1}"] for i in range(len(model.latent)))]
     p = {f"z{i}": gaussian(net, z[i + 1]) for i, net in enumerate(model.p, start=1)}
-    p |= {f"z{len(model.latent)}": standard(z[-1]), "x": output(model, model.decoder(z[1]))}
+    p |= {f"z{len(model.latent)}": standard(z[-1]), "x": output(model, model.decoder(z[1]), x)}
     if not isinstance(model, LVAE):
         return p, {f"z{i}": gaussian(net, z[i - 1]) for i, net in enumerate(model.q, start=1)}
     q, d = {}, x
     for i, (up, head) in enumerate(zip(model.up, model.q, strict=True), start=1):
         d = up(d)
-        q[f"z{i}"] = normal(head, d) if i == len(model.latent) else merge(normal(head, d), p[f"z{i}"])
+        q_hat = gaussian(head, d) if isinstance(head, DenseGaussian) else normal(head, d)
+        q[f"z{i}"] = q_hat if i == len(model.latent) else merge(q_hat, p[f"z{i}"])
     return p, q
 
 
@@ -188,7 +247,7 @@ def _(model: AVAE, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors,
         q[f"a{i + 1}"] = gaussian(model.q_a[i], a[i - 1], x)
         q[f"z{i + 1}"] = gaussian(model.q_z[i], join(a[i], z[i - 1]))
     p = {f"z{i + 1}": gaussian(net, z[i + 1]) for i, net in enumerate(model.p_z)}
-    p |= {f"z{depth}": standard(z[-1]), "x": output(model, model.decoder(z[0]))}
+    p |= {f"z{depth}": standard(z[-1]), "x": output(model, model.decoder(z[0]), x)}
     for i in range(depth):
         p[f"a{i + 1}"] = standard(a[i]) if model.uninformed else gaussian(model.p_a[i], join(*z[i:]))
     return p, q
@@ -196,7 +255,11 @@ def _(model: AVAE, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors,
 
 @factors.register
 def _(model: M2, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors, Factors]:
-    p = {"z": standard(v["z"]), "y": Categorical(logits=model.prior_logits), "x": output(model, network(model.p_x, v["z"], y=y))}
+    p = {
+        "z": standard(v["z"]),
+        "y": Categorical(logits=model.prior_logits),
+        "x": output(model, network(model.p_x, v["z"], y=y), x),
+    }
     return p, {"y": categorical(model.q_y, x), "z": gaussian(model.q_z, x, y=y)}
 
 
@@ -206,7 +269,7 @@ def _(model: ADGM, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors,
     a = q_a.mean if model.deterministic else v["a"]
     q = {"y": categorical(model.q_y, a, x), "z": gaussian(model.q_z, a, x, y)}
     h = network(model.p_x, z, a, y) if isinstance(model, SDGM) else network(model.p_x, z, y=y)
-    p = {"z": standard(z), "y": Categorical(logits=model.prior_logits), "x": output(model, h)}
+    p = {"z": standard(z), "y": Categorical(logits=model.prior_logits), "x": output(model, h, x)}
     if model.deterministic:
         return p, q
     sees_x = model.p_a.mlp.context_weight is not None
@@ -218,7 +281,7 @@ def _(model: M1M2, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors,
     z1, z2 = v["z1"], v["z2"]
     q = {"z1": gaussian(model.m1.q[0], x), "y": categorical(model.q_y, z1), "z2": gaussian(model.q_z2, z1, y=y)}
     p = {"z2": standard(z2), "y": Categorical(logits=model.prior_logits), "z1": gaussian(model.p_z1, z2, y=y)}
-    return {**p, "x": output(model, model.m1.decoder(z1))}, q
+    return {**p, "x": output(model, model.m1.decoder(z1), x)}, q
 
 
 @factors.register
@@ -226,7 +289,7 @@ def _(model: CaGeM, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors
     z1, z2 = v["z1"], v["z2"]
     q = {"z1": gaussian(model.q_z1, x), "y": categorical(model.q_y, z1, x), "z2": gaussian(model.q_z2, z1, x, y)}
     p = {"z2": standard(z2), "y": categorical(model.p_y, z2), "z1": gaussian(model.p_z1, z2, y=y)}
-    return {**p, "x": output(model, network(model.p_x, z1, y=y))}, q
+    return {**p, "x": output(model, network(model.p_x, z1, y=y), x)}, q
 
 
 def densities(

@@ -4,7 +4,23 @@ import math
 
 import pytest
 import torch
-from family import BATCH_NORM, LABELLED, TINY, UNLABELLED, D, Y, binary, densities, labels, make, norms, widen, within, zero
+from family import (
+    BATCH_NORM,
+    LABELLED,
+    LADDER,
+    TINY,
+    UNLABELLED,
+    D,
+    Y,
+    binary,
+    densities,
+    labels,
+    make,
+    norms,
+    widen,
+    within,
+    zero,
+)
 from torch.distributions import kl_divergence
 
 from dgmfast.models import Noise, SampledLabel
@@ -14,7 +30,7 @@ HALF = D * math.log(0.5)
 EXACT = {
     "vae": {"z1"},
     "vae-2": {"z2"},
-    "lvae": {"z1", "z2"},
+    **{variant: {"z1", "z2"} for variant in LADDER},
     "avae": {"z1"},
     "avae-2": {"z2"},
     "avae-uninformed": {"z2", "a1", "a2"},
@@ -40,7 +56,7 @@ def draw(model, x, k=4, y=None, seed=3):
 
 
 @pytest.mark.parametrize(
-    ("variant", "norm"), [(v, False) for v in TINY if v != "lvae"] + [(v, True) for v in BATCH_NORM if v != "lvae"]
+    ("variant", "norm"), [(v, norm) for norm, group in ((False, TINY), (True, BATCH_NORM)) for v in group if v not in LADDER]
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_where_every_q_equals_its_p_every_weight_is_half_to_the_power_of_d(variant, norm, training):

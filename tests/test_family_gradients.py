@@ -18,6 +18,10 @@ NARROW = {
     "avae-2": {"latent": (2, 1), "hidden": ((3,), (2,)), "auxiliary": (1, 2)},
     "m2": {"latent": 2, "hidden": (3, 2)},
     **{name: {"latent": 2, "auxiliary": 1, "hidden": (3,)} for name in ("adgm", "adgm-x", "adgm-deterministic", "sdgm")},
+    **{
+        name: {"image": (1, 2, 2), "latent": (2, 1), "maps": (1, 2), "dense": (3, 2), "decoder_maps": 5}
+        for name in ("fame", "fame-noconcat")
+    },
     "m1m2": {"latent": (2, 1), "hidden1": (3,), "hidden2": (2,)},
     "cagem": {"latent": (2, 1), "hidden1": (3,), "hidden2": (3,)},
 }
@@ -52,7 +56,7 @@ def test_gradient_of_the_bound(variant):
     assert_gradients(lambda: Objective().loss(model, x, None, 1.0, seed=2)[0], model, unused(variant))
 
 
-@pytest.mark.parametrize("variant", ["lvae", "avae-2", "sdgm", "cagem"])
+@pytest.mark.parametrize("variant", ["lvae", "fame", "avae-2", "sdgm", "cagem"])
 def test_gradient_of_the_importance_bound_in_warm_up(variant):
     model, x = narrow(variant), binary(3, 4)
     assert_gradients(lambda: Objective(k=3, m=2).loss(model, x, None, 0.4, seed=2)[0], model)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from family import TINY, Y, factors, is_inference, make, widen
+from family import LADDER, TINY, Y, factors, is_inference, make, widen
 from torch.nn import functional as F
 
 from dgmfast import evaluate
@@ -24,6 +24,7 @@ SMALL = {
     "vae": (ONE, ["z1"]),
     "vae-2": (TWO, ["z1", "z2"]),
     "lvae": (TWO, ["z1", "z2"]),
+    "fame": ({"image": (1, 1, 3), "latent": (1, 1), "maps": (2, 2), "dense": (4, 3)}, ["z1", "z2"]),
     "avae": ({**ONE, "auxiliary": (1,)}, ["z1"]),
     "avae-2": ({**TWO, "auxiliary": (1, 1)}, ["z1", "z2"]),
     "m2": ({"latent": 1, "hidden": (4,)}, ["z"]),
@@ -47,8 +48,9 @@ def small(variant):
         if isinstance(head, GaussianHead):
             for parameter in head.parameters():
                 parameter.data *= 0.3 if is_inference(name) else 0.7
-    model.output.logits.weight.data *= 2.0
-    return widen(model, 1.5 if variant == "lvae" else 0.5).eval()
+    last = model.output.first if variant == "fame" else model.output.logits
+    last.weight.data *= 2.0
+    return widen(model, 1.5 if variant in LADDER else 0.5).eval()
 
 
 @functools.cache

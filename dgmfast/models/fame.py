@@ -28,7 +28,7 @@ class FAME(LVAE):
 
     The thesis lost its table of convolutions. Ours, for 28 × 28: two 3 × 3 convolutions per layer, the first of stride 2, so that
     the maps have sides 14, 7, 4, 2, 1 and `maps` channels; the dense layers have `dense` units, those of the LVAE.
-    decoder_maps, blocks, tail, kernel and first_kernel: the PixelCNN's (dgmfast.nn.PixelCNNDecoder).
+    decoder_maps, blocks, tail, kernel, first_kernel, likelihood and levels: the PixelCNN's (dgmfast.nn.PixelCNNDecoder).
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class FAME(LVAE):
         maps: Sequence[int] = (32, 64, 64, 64, 64),
         dense: Sequence[int] = (512, 256, 128, 64, 32),
         activation: str = "relu",
+        head: str = "softplus",
         batch_norm: bool = True,
         concatenate: bool = True,
         condition: int = 1,
@@ -47,6 +48,8 @@ class FAME(LVAE):
         tail: int = 3,
         kernel: int = 3,
         first_kernel: int = 7,
+        likelihood: str = "bernoulli",
+        levels: int = 256,
     ) -> None:
         GenerativeModel.__init__(self)
         check_widths(latent=latent, maps=maps, dense=dense)
@@ -55,23 +58,26 @@ class FAME(LVAE):
         check_flags(batch_norm=batch_norm, concatenate=concatenate)
         self.x_dim, self.latent = x_dim, tuple(latent)
         self.settings: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
+        heads = {**self.settings, "head": head}
         shape = image_of(x_dim, image)
         # (channels, height, width) of x and of every d_n
         shapes = [shape]
         for channels in maps:
-            shapes.append((channels, *(-(-side // 2) for side in shapes[-1][1:])))
+            _, height, width = shapes[-1]
+            shapes.append((channels, (height + 1) // 2, (width + 1) // 2))
 
         self.up, self.q, self.p = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i, size in enumerate(latent):
-            self.up.append(ConvUp(shapes[i], shapes[i + 1], **self.settings))
-            self.q.append(DenseGaussian(self.up[i].n_out, dense[i], size, **self.settings))
+            up = ConvUp(shapes[i], shapes[i + 1], **self.settings)
+            self.up.append(up)
+            self.q.append(DenseGaussian(up.n_out, dense[i], size, **heads))
             if i:
-                self.p.append(ConvGaussian(size, shapes[i + 1], shapes[i], dense[i - 1], latent[i - 1], **self.settings))
+                self.p.append(ConvGaussian(size, shapes[i + 1], shapes[i], dense[i - 1], latent[i - 1], **heads))
         upsampled = ConvDown(latent[0], shapes[1], (maps[0], *shape[1:]), **self.settings)
         to_image = nn.Conv2d(maps[0], condition, 3, padding=1)
         self.decoder = nn.Sequential(upsampled, OverRows((maps[0], *shape[1:]), to_image))
         self.output = PixelCNNDecoder(
-            shape, condition, decoder_maps, blocks, tail, kernel, first_kernel, autoregressive=concatenate
+            shape, condition, decoder_maps, blocks, tail, kernel, first_kernel, likelihood, levels, autoregressive=concatenate
         )
 
     @torch.no_grad()
@@ -85,12 +91,12 @@ class FAME(LVAE):
 
 
 class DenseGaussian(nn.Module):
-    """N(Linear(h), softplus(h)) of h = Dense(maps), flattened: [..., n_in] -> (mean, log_var) [..., n_out]."""
+    """N(Linear(h), softplus(Linear(h))) of h = Dense(maps), flattened: [..., n_in] -> (mean, log_var) [..., n_out]."""
 
-    def __init__(self, n_in: int, dense: int, n_out: int, activation: str, batch_norm: bool) -> None:
+    def __init__(self, n_in: int, dense: int, n_out: int, activation: str, batch_norm: bool, head: str) -> None:
         super().__init__()
         self.mlp: nn.Module = MLP(n_in, [dense], activation, batch_norm)
-        self.gaussian = GaussianHead(dense, n_out, "softplus")
+        self.gaussian = GaussianHead(dense, n_out, head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         return self.gaussian(self.mlp(h))  # type: ignore[no-any-return]
@@ -102,6 +108,6 @@ class ConvGaussian(DenseGaussian):
     def __init__(
         self, n_in: int, small: tuple[int, int, int], large: tuple[int, int, int], dense: int, n_out: int, **layers: Any
     ) -> None:
-        down = ConvDown(n_in, small, large, **layers)
+        down = ConvDown(n_in, small, large, layers["activation"], layers["batch_norm"])
         super().__init__(down.n_out, dense, n_out, **layers)
         self.mlp = nn.Sequential(down, self.mlp)

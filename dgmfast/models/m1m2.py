@@ -9,7 +9,7 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
 from dgmfast.models.vae import VAE, check_widths
-from dgmfast.nn import BernoulliOutput, ConditionalCategorical, ConditionalGaussian, GaussianOutput, glorot
+from dgmfast.nn import AnyOutput, ConditionalCategorical, ConditionalGaussian, glorot
 
 Z1, Z2 = 0, 1  # noise streams
 
@@ -53,7 +53,7 @@ class M1M2(LabelModel):
         glorot(self)
 
     @property
-    def output(self) -> BernoulliOutput | GaussianOutput:  # type: ignore[override]
+    def output(self) -> AnyOutput:  # type: ignore[override]
         """M1's p(x|z₁)."""
         return self.m1.output
 

@@ -15,7 +15,7 @@ class PixelCNN(GenerativeModel):
     """p(x) = Π_i p(x_i | x_1 … x_{i−1}) over the pixels, and their colours, in raster order; exact, with no latents.
 
     x: rows of an image (C, H, W), `image`, in [0, 1]; by default a square one of x_dim numbers. maps, blocks, tail, kernel,
-    first_kernel, pixels and levels: the layers and the distribution of a pixel (dgmfast.nn.PixelCNNDecoder); the defaults are
+    first_kernel, likelihood and levels: the layers and the distribution of a pixel (dgmfast.nn.PixelCNNDecoder); the defaults are
     those of FAME's decoder (App. E). Every bound of the protocol is log p(x) itself, whatever the number of samples.
     """
 
@@ -28,12 +28,14 @@ class PixelCNN(GenerativeModel):
         tail: int = 3,
         kernel: int = 3,
         first_kernel: int = 7,
-        pixels: str = "bernoulli",
+        likelihood: str = "bernoulli",
         levels: int = 256,
     ) -> None:
         super().__init__()
         self.x_dim, self.latent = x_dim, ()
-        self.output = PixelCNNDecoder(image_of(x_dim, image), 0, maps, blocks, tail, kernel, first_kernel, pixels, levels)
+        self.output: PixelCNNDecoder = PixelCNNDecoder(
+            image_of(x_dim, image), 0, maps, blocks, tail, kernel, first_kernel, likelihood, levels
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), exact: [B, D] -> [B] nats."""

@@ -48,8 +48,9 @@ class VAE(GenerativeModel):
         self.p = nn.ModuleList(
             GaussianMLP(sizes[i + 1], hidden[i][::-1], sizes[i], **self.settings) for i in range(1, len(latent))
         )
-        self.decoder = MLP(latent[0], hidden[0][::-1], activation, batch_norm)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.decoder.n_out, x_dim, head)
+        decoder = MLP(latent[0], hidden[0][::-1], activation, batch_norm)
+        self.decoder: nn.Module = decoder
+        self.output = choose("likelihood", likelihood, OUTPUTS)(decoder.n_out, x_dim, head)
 
     def _build_inference(self, sizes: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
         # q[i]: q(z_{i+1} | z_i) with z_0 = x
