@@ -18,6 +18,8 @@ from bench import machine, report, store
 from bench.cases import Context, op_cases
 from bench.floors import FloorCase
 from bench.harness import QUICK, Settings, progress_line
+from bench.image_steps import MODELS as IMAGE_MODELS
+from bench.image_steps import ImageStepCase
 from bench.likelihood import TRAINING_MEMORY, LikelihoodCase, MemoryCase
 from bench.steps import MODELS, ClassesCase, StepCase
 
@@ -30,7 +32,7 @@ OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or
 
 def all_cases(device: str, quick: bool) -> list:
     """Every case in the order it runs: the ceilings first, what the targets ask for next."""
-    steps = [*(StepCase(model) for model in MODELS), ClassesCase()]
+    steps = [*(StepCase(model) for model in MODELS), ClassesCase(), *(ImageStepCase(model) for model in IMAGE_MODELS)]
     return [FloorCase(), *op_cases(device, quick), *steps, LikelihoodCase(), MemoryCase(), TRAINING_MEMORY]
 
 

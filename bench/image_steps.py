@@ -1,0 +1,178 @@
+"""The case `image_steps`: a whole training step of PixelCNN and of FAME on binary images of 28 × 28."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.cases import Context
+from bench.eager import gaussian_kl
+from bench.harness import Contender, Outputs, Settings, measure
+from bench.steps import Step, checker
+from bench.store import Row
+from bench.targets import STEP
+from dgmfast import reference
+from dgmfast.models import FAME, GenerativeModel, PixelCNN, create
+from dgmfast.models.lvae import climb
+from dgmfast.nn import PixelCNNDecoder
+from dgmfast.objectives import Objective
+
+MODELS = {"pixelcnn": "PixelCNN", "fame": "FAME"}
+BATCH = 50  # of the recipes
+QUICK: dict[str, dict[str, Any]] = {
+    "pixelcnn": {"maps": 8, "blocks": 1},
+    "fame": {"decoder_maps": 8, "blocks": 1, "latent": [4, 3], "maps": [4, 4], "dense": [16, 8]},
+}
+
+Conv = Callable[[Tensor, nn.Conv2d, Tensor], Tensor]  # (h, layer, its mask) -> h
+
+
+def masked(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
+    """As PixelCNN libraries have it: the weight times its mask."""
+    return F.conv2d(h, conv.weight * mask, conv.bias, padding=conv.padding)
+
+
+def cropped(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
+    """Without the rows below the pixel, which are all zero; a layer with unmasked inputs as it is."""
+    if bool(mask[0, 0, -1, -1]) or conv.kernel_size[0] == 1:
+        return masked(h, conv, mask)
+    rows = conv.kernel_size[0] // 2 + 1
+    weight = conv.weight[:, :, :rows] * mask[:, :, :rows]
+    # zeros above alone: the output has the size of h
+    return F.conv2d(F.pad(h, (0, 0, rows - 1, 0)), weight, conv.bias, padding=(0, conv.padding[1]))  # type: ignore[index]
+
+
+class Eager:
+    """A copy of the model whose loss is plain PyTorch. Its networks outside the PixelCNN are PyTorch's in ours too."""
+
+    def __init__(self, model: GenerativeModel, conv: Conv, channels_last: bool = False) -> None:
+        self.model = copy.deepcopy(model)
+        if channels_last:
+            self.model.output.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.conv, self.channels_last = conv, channels_last
+        net = self.model.output
+        assert isinstance(net, PixelCNNDecoder)
+        self.net = net
+        self.layers = [(layer, _mask(layer.conv)) for layer in net.layers()]
+
+    def log_px(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        h = x if condition is None else torch.cat([condition, x], 1)
+        h = h.contiguous(memory_format=torch.channels_last) if self.channels_last else h
+        for layer, mask in self.layers:
+            out = self.conv(F.relu(h) if layer.relu else h, layer.conv, mask)
+            h = h + out if layer.residual else out
+        return -F.binary_cross_entropy_with_logits(h, x, reduction="none").flatten(1).sum(1)
+
+    def loss(self, x: Tensor, eps: list[Tensor]) -> Tensor:
+        """−ELBO, averaged over the rows; eps: the noise of z₁ … z_L, [B, D_i] each."""
+        image = x.view(-1, *self.net.image)
+        if isinstance(self.model, PixelCNN):
+            return -self.log_px(image, None).mean()
+        model = self.model
+        assert isinstance(model, FAME)
+        mean, log_var = (q_hat := climb(model.up, model.q, x))[-1]
+        z, kl = mean + torch.exp(0.5 * log_var) * eps[-1], gaussian_kl(mean, log_var)
+        for i in range(len(q_hat) - 2, -1, -1):
+            mean_p, log_var_p = model.p[i](z)
+            mean_q, log_var_q = q_hat[i]
+            log_var = -torch.logaddexp(-log_var_q, -log_var_p)
+            mean = torch.exp(log_var) * (mean_q * torch.exp(-log_var_q) + mean_p * torch.exp(-log_var_p))
+            z = mean + torch.exp(0.5 * log_var) * eps[i]
+            kl = kl + gaussian_kl(mean, log_var, mean_p, log_var_p)
+        condition = model.decoder(z).view(-1, self.net.condition, *self.net.image[1:])
+        return (kl - self.log_px(image, condition)).mean()
+
+
+def _mask(conv: Any) -> Tensor:
+    size = (conv.kernel_size[0], conv.kernel_size[1])
+    sizes = (conv.out_channels, conv.in_channels, size, conv.colors, conv.unmasked_inputs)
+    return reference.causal_mask(conv.mask, *sizes).to(conv.weight)
+
+
+def eager_step(eager: Eager, x: Tensor, eps: list[Tensor], compiled: bool = False) -> Step:
+    loss: Callable[[Tensor, list[Tensor]], Tensor] = eager.loss
+    loss = torch.compile(loss, dynamic=False) if compiled else loss
+    parameters = list(eager.model.parameters())
+
+    def at(count: int) -> Tensor:
+        return loss(x, [torch.randn_like(e) for e in eps] if count else eps)
+
+    return Step(parameters, at, lambda: [p.grad for p in parameters if p.grad is not None])
+
+
+def our_step(model: GenerativeModel, x: Tensor) -> Step:
+    own, objective = copy.deepcopy(model), Objective()
+    parameters = list(own.parameters())
+    loss = partial(objective.loss, own, x, None, 1.0)
+    return Step(parameters, lambda seed: loss(seed)[0], lambda: [p.grad for p in parameters if p.grad is not None])
+
+
+def noise(model: GenerativeModel, rows: int) -> list[Tensor]:
+    """That of our steps with the seed 0, float64."""
+    sizes = getattr(model, "latent", ())
+    return [reference.standard_normal(rows, 1, size, 0, stream).squeeze(1) for stream, size in enumerate(sizes)]
+
+
+def float64(model: GenerativeModel, x: Tensor) -> Outputs:
+    """Loss and gradients."""
+    exact = Eager(copy.deepcopy(model).double(), masked)
+    return eager_step(exact, x.double(), noise(model, len(x)))()
+
+
+def image_model(name: str, quick: bool) -> GenerativeModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create(name, **(QUICK[name] if quick else {}))
+
+
+def images(rows: int) -> Tensor:
+    """Binary noise around a blob [B, 784]."""
+    generator = torch.Generator().manual_seed(1)
+    line = torch.linspace(-2.0, 2.0, 28).square()
+    mean = torch.exp(-(line + line.unsqueeze(1))).flatten()
+    return (torch.rand(rows, 784, generator=generator) < mean).float()
+
+
+@dataclass(frozen=True)
+class ImageStepCase:
+    """A training step of one model against its eager forms and the best of them compiled."""
+
+    model: str
+    name: str = "image_steps"
+
+    @property
+    def label(self) -> str:
+        return MODELS[self.model]
+
+    def groups(self, context: Context) -> list[Row]:
+        if context.device != "cpu":
+            return []
+        columns = context.columns() | {"case": self.name, "mode": STEP, "dtype": "float32"}
+        return [columns | {"shape": f"{self.label}, {BATCH} images"}]
+
+    def run(self, context: Context) -> Iterator[list[Row]]:
+        torch._dynamo.reset()
+        model, x = image_model(self.model, context.quick), images(2 if context.quick else BATCH)
+        eps = [e.float() for e in noise(model, len(x))]
+        forms = {
+            "eager, weight times mask": Eager(model, masked),
+            "eager, channels last": Eager(model, masked, channels_last=True),
+            "eager, cropped": Eager(model, cropped),
+            "eager, cropped, channels last": Eager(model, cropped, channels_last=True),
+        }
+        contenders = [Contender("ours", our_step(model, x))]
+        contenders += [Contender(name, eager_step(form, x, eps)) for name, form in forms.items()]
+        if context.compile:
+            contenders.append(Contender("compile", eager_step(Eager(model, masked), x, eps, compiled=True)))
+            contenders.append(Contender("compile, cropped", eager_step(Eager(model, cropped), x, eps, compiled=True)))
+        settings = context.settings if context.quick else Settings(seconds=3.0, min_rounds=7, max_rounds=30, sample_seconds=0.0)
+        rows = measure(contenders, [()], checker(float64(model, x)), settings)
+        for columns in self.groups(context):
+            yield [columns | row for row in rows]
