@@ -46,7 +46,7 @@ def cropped(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
     rows = conv.kernel_size[0] // 2 + 1
     weight = conv.weight[:, :, :rows] * mask[:, :, :rows]
     # zeros above alone: the output has the size of h
-    return F.conv2d(F.pad(h, (0, 0, rows - 1, 0)), weight, conv.bias, padding=(0, conv.padding[1]))  # type: ignore[index]
+    return F.conv2d(F.pad(h, (0, 0, rows - 1, 0)), weight, conv.bias, padding=(0, conv.kernel_size[1] // 2))
 
 
 class Eager:
