@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -31,6 +33,7 @@ UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
 STEP = 250  # samples between two looks at the standard errors: fewer would not support the delta method
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -109,24 +112,33 @@ def stream(
 
     first_row: the number of x[0] in the noise. advance: told of samples (of one row) that are done; finished: of more rows.
     """
-    block = _Block(model, sampling, x.device, advance)
-    halved = _Halved("rows encoded at once")
+    draws, halved = _Draws(model, sampling, x.device), _Halved("rows encoded at once")
     training = model.training
-    model.eval()
-    try:
+
+    def blocks() -> Iterator[_Block]:
         for first in range(len(rows) // ENCODER_BLOCK * ENCODER_BLOCK, len(x), ENCODER_BLOCK):
             part = slice(first, first + ENCODER_BLOCK)
             encoding = _encode(model, _pad(x[part], ENCODER_BLOCK), _pad_labels(y, part, ENCODER_BLOCK), halved)
             end = min(first + ENCODER_BLOCK, len(x))
-            for row in range(max(first, len(rows)), end, block.rows):
-                inside = slice(row - first, row - first + block.rows)
-                count = min(block.rows, end - row)
-                block_x = _pad(x[row : row + count], block.rows)
-                block_y = _pad_labels(y, slice(row, row + count), block.rows)
+            for row in range(max(first, done), end, draws.rows):
+                inside = slice(row - first, row - first + draws.rows)
+                count = min(draws.rows, end - row)
+                block_x = _pad(x[row : row + count], draws.rows)
+                block_y = _pad_labels(y, slice(row, row + count), draws.rows)
                 block_encoding = {name: value[inside] for name, value in encoding.items()}
-                states, pareto_k = block.run(block_encoding, block_x, block_y, first_row + row, count)
-                rows.add(states[:count], pareto_k[:count])
-                finished()
+                yield _Block(draws, block_encoding, block_x, block_y, first_row + row, count)
+
+    done = len(rows)
+    model.eval()
+    try:
+        with _InOrder(x.device) as in_order:
+            for block, sample, drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
+                if block.done:
+                    continue
+                advance(block.add(sample, *drawn))  # type: ignore[arg-type]
+                if block.done:
+                    rows.add(*block.results())
+                    finished()
     finally:
         model.train(training)
 
@@ -140,55 +152,105 @@ def _encode(model: GenerativeModel, x: Tensor, y: Label, halved: _Halved) -> Enc
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-class _Block:
-    """A block of rows, whose samples go through the decoder together, some at a time."""
+class _Draws:
+    """How many rows and samples go through the decoder together, and their weights."""
 
-    def __init__(self, model: GenerativeModel, sampling: Sampling, device: torch.device, advance: Callable[[int], None]) -> None:
-        self.model, self.sampling, self.advance = model, sampling, advance
+    def __init__(self, model: GenerativeModel, sampling: Sampling, device: torch.device) -> None:
+        self.model, self.sampling = model, sampling
         k = sampling.k if sampling.tolerance is None else min(sampling.k, STEP)
         self.rows, self.samples = block_shape(model, k, device)
         chunk = sampling.chunk or _chunk_from_memory(model, device)
         self.steps = max(1, chunk // (self.rows * self.samples))  # between two checks
         self.halved = _Halved("samples drawn at once")
 
-    def run(self, encoding: Encoding, x: Tensor, y: Label, row: int, count: int) -> tuple[Tensor, Tensor]:
-        """The states [rows, P, 5] and k̂ [rows] of the rows of x, of which the first `count` are no padding."""
-        k, tolerance = self.sampling.k, self.sampling.tolerance
-        state, tail, kept = ImportanceState(), Tail(k), []
-        live = torch.arange(self.rows, device=x.device) < count
-        for step, sample in enumerate(range(0, k, self.samples)):
-            log_w, terms = self._log_weights(encoding, x, y, row, sample)
-            # the last block may draw more than k: the surplus is dropped
-            log_w = log_w[:, : k - sample]
-            width, begin = log_w.shape[1], 0
-            cuts = {point - sample for point in self.sampling.points if sample < point <= sample + width}
-            for end in sorted(cuts | {width}):
-                state = _update(state, log_w[:, begin:end], live if tolerance is not None and sample else None)
-                if end in cuts:
-                    kept.append(state.values)
-                begin = end
-            tail.update(log_w if tolerance is None else log_w.where(live.unsqueeze(1), -math.inf))
-            done = sample + width
-            self.advance(count * width)
-            if (step + 1) % self.steps == 0 or done == k or tolerance is not None:
-                _check_finite(state, terms, row)
-            if tolerance is not None and done < k:
-                live &= state.std_error >= tolerance
-                if not live.any():
-                    self.advance(count * (k - done))
-                    break
-        kept += [state.values] * (len(self.sampling.points) - len(kept))
-        return torch.stack(kept, 1), tail.pareto_k(state.values[:, 4])
+    def tasks(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, int]]:
+        """Every block with the first of each of its groups of samples."""
+        return ((block, sample) for block in blocks for sample in range(0, self.sampling.k, self.samples))
 
-    def _log_weights(self, encoding: Encoding, x: Tensor, y: Label, row: int, sample: int) -> tuple[Tensor, Terms]:
-        """log w [rows, samples] from `sample` on, and the last terms that they came from."""
+    def log_weights(self, block: _Block, sample: int) -> tuple[Tensor, Terms] | tuple[None, None]:
+        """log w [rows, samples] from `sample` on, and the last terms that they came from; None for a block that is done."""
+        if block.done:
+            return None, None
 
         def draw(first: int, count: int) -> tuple[Tensor, Terms]:
-            terms = self.model.draw(encoding, x, count, Noise(self.sampling.seed, row, sample + first), y)
+            noise = Noise(self.sampling.seed, block.row, sample + first)
+            terms = self.model.draw(block.encoding, block.x, count, noise, block.y)
             return terms.log_weights(), terms
 
         parts = self.halved.run(self.samples, draw)
         return parts[0][0] if len(parts) == 1 else torch.cat([log_w for log_w, _ in parts], 1), parts[-1][1]
+
+
+class _Block:
+    """Rows whose samples go through the decoder together, and what is kept of their weights; the first `count` are no padding."""
+
+    def __init__(self, draws: _Draws, encoding: Encoding, x: Tensor, y: Label, row: int, count: int) -> None:
+        self.draws, self.encoding, self.x, self.y, self.row, self.count = draws, encoding, x, y, row, count
+        self.state, self.tail, self.done = ImportanceState(), Tail(draws.sampling.k), False
+        self.kept: list[Tensor] = []
+        self.live = torch.arange(len(x), device=x.device) < count
+
+    def add(self, sample: int, log_w: Tensor, terms: Terms) -> int:
+        """Take up the weights from `sample` on; how many samples of a row that leaves done."""
+        sampling = self.draws.sampling
+        k, tolerance = sampling.k, sampling.tolerance
+        # the last group may draw more than k: the surplus is dropped
+        log_w = log_w[:, : k - sample]
+        width, begin = log_w.shape[1], 0
+        cuts = {point - sample for point in sampling.points if sample < point <= sample + width}
+        for end in sorted(cuts | {width}):
+            self.state = _update(self.state, log_w[:, begin:end], self.live if tolerance is not None and sample else None)
+            if end in cuts:
+                self.kept.append(self.state.values)
+            begin = end
+        self.tail.update(log_w if tolerance is None else log_w.where(self.live.unsqueeze(1), -math.inf))
+        drawn = sample + width
+        if (sample // self.draws.samples + 1) % self.draws.steps == 0 or drawn == k or tolerance is not None:
+            _check_finite(self.state, terms, self.row)
+        if tolerance is not None and drawn < k:
+            self.live &= self.state.std_error >= tolerance
+        self.done = drawn == k or not self.live.any()
+        return self.count * (k - sample if self.done else width)
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """The states [count, P, 5] and k̂ [count]."""
+        kept = self.kept + [self.state.values] * (len(self.draws.sampling.points) - len(self.kept))
+        return torch.stack(kept, 1)[: self.count], self.tail.pareto_k(self.state.values[:, 4])[: self.count]
+
+
+class _InOrder:
+    """Work on many things, whose results come in order. On a CPU of several threads each works alone on a thing of its own: no
+    product waits for another thread, and no result depends on their number."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        # what is set for a thread alone does not reach others
+        plain = not (torch.is_autocast_enabled(device.type) or torch.is_inference_mode_enabled())
+        self.pool: ThreadPoolExecutor | None = None
+        if self.threads > 1 and plain:
+            self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> _InOrder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)  # the workers' setting is that of threads to come
+
+    def results(self, work: Callable[[_Block, int], R], tasks: Iterator[tuple[_Block, int]]) -> Iterator[tuple[_Block, int, R]]:
+        """work(block, sample) of each of the tasks, a few of which are worked on ahead."""
+        if self.pool is None:
+            yield from ((*task, work(*task)) for task in tasks)
+            return
+        pending: deque[tuple[tuple[_Block, int], Future[R]]] = deque()
+        for task in tasks:
+            pending.append((task, self.pool.submit(torch.no_grad()(work), *task)))
+            if len(pending) > self.threads:
+                done, future = pending.popleft()
+                yield *done, future.result()
+        for done, future in pending:
+            yield *done, future.result()
 
 
 def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> ImportanceState:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from family import binary as family_binary
 from family import make as make_family
 from test_vae import DEVICES, TWO_LAYERS, binary, make
 
-from dgmfast import _streaming, evaluate
+from dgmfast import _streaming, evaluate, models
 from dgmfast.errors import InputError
 from dgmfast.models import SampledLabel
 
@@ -214,3 +215,57 @@ def test_rows_that_are_done_are_not_done_again():
         again, shapes = rows.tensors(3, x.device)
         assert sum(advanced) == (530 - done) * 40
         assert torch.equal(again, states) and torch.equal(shapes, pareto_k)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("tolerance", [None, 0.2])
+def test_the_number_of_threads_changes_no_bit(threads, rows, tolerance):
+    """Every block is worked on by one thread, and its weights merge in order."""
+    torch.manual_seed(0)
+    model, x = models.create("vae", x_dim=20, latent=(3,), hidden=((30, 30),)), torch.rand(rows, 20).round()
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(evaluate.log_likelihood(model, x, k=9000, tolerance=tolerance))
+        assert torch.get_num_threads() == count
+    for result in results[1:]:
+        for name in ("log_px", "ess", "std_error", "pareto_k", "k_used"):
+            assert torch.equal(getattr(result, name), getattr(results[0], name)), name
+
+
+def test_threads_of_later_pools_have_the_number_of_before(threads):
+    """A worker's own number must not become that of threads to come."""
+    threads(2)
+    evaluate.log_likelihood(models.create("vae", x_dim=4, latent=(2,), hidden=((3,),)), torch.zeros(2, 4), k=100)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [2]
+
+
+def test_an_error_in_a_thread_is_the_callers(threads):
+    threads(2)
+    model = models.create("vae", x_dim=4, latent=(2,), hidden=((3,),))
+    model.draw = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        evaluate.log_likelihood(model, torch.zeros(2, 4), k=100)
+    assert model.training and torch.get_num_threads() == 2
+
+
+def test_autocast_reaches_the_work(threads):
+    threads(2)
+    seen = []
+    model = models.create("vae", x_dim=4, latent=(2,), hidden=((3,),))
+    model.decoder.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluate.log_likelihood(model, torch.zeros(2, 4), k=100)
+    assert seen and all(seen)
