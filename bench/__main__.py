@@ -19,6 +19,7 @@ from bench.cases import Context, op_cases
 from bench.floors import FloorCase
 from bench.harness import QUICK, Settings, progress_line
 from bench.likelihood import TRAINING_MEMORY, LikelihoodCase, MemoryCase
+from bench.sampling import SamplingCase
 from bench.steps import MODELS, ClassesCase, StepCase
 
 # glibc reads its tunables when a process starts: with these it keeps large temporaries instead of giving them back to the
@@ -31,7 +32,7 @@ OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or
 def all_cases(device: str, quick: bool) -> list:
     """Every case in the order it runs: the ceilings first, what the targets ask for next."""
     steps = [*(StepCase(model) for model in MODELS), ClassesCase()]
-    return [FloorCase(), *op_cases(device, quick), *steps, LikelihoodCase(), MemoryCase(), TRAINING_MEMORY]
+    return [FloorCase(), *op_cases(device, quick), *steps, LikelihoodCase(), SamplingCase(), MemoryCase(), TRAINING_MEMORY]
 
 
 def fail(message: str) -> NoReturn:

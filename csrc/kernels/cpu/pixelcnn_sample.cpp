@@ -40,6 +40,7 @@ struct Window {
 // Images × panels in registers. Each output is the sum over the inputs in their order, whatever the counts, so that an image's
 // bits do not depend on the others.
 template <class T, int kImages, int kPanels>
+__attribute__((no_sanitize("undefined")))  // with both sanitizers it takes minutes to compile
 void multiply(const Window<T>& window, const T* const* rings, int64_t panel, T* const* out) {
   constexpr int kWide = kPanels * kVectors, kLanes = kVectorBytes / int(sizeof(T));
   Vector<T> sum[kImages][kWide];
