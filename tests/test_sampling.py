@@ -141,11 +141,12 @@ def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype, path_device: 
             assert torch.equal(sample_pixels(layers, output, u[:batch]), alone[:batch])
 
 
-def test_more_images_than_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_are_drawn_together(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     layers, u = stack(OUTPUTS["bernoulli"], unmasked=2), uniforms(7, 1, 4, 4)
     rest = {"condition": uniforms(7, 2, 4, 4), "observed": uniforms(7, 1, 4, 4), "keep": uniforms(7, 1, 4, 4) < 0.3}
     whole = assert_same(layers, OUTPUTS["bernoulli"], u, **rest)
-    monkeypatch.setattr("dgmfast.sampling._CHUNK", 3)
+    monkeypatch.setattr("dgmfast.sampling._IMAGES_PER_THREAD", 3)
+    torch.set_num_threads(1)
     calls: list[tuple[int, int]] = []
     x = sample_pixels(layers, OUTPUTS["bernoulli"], u, **rest, progress=lambda done, rows: calls.append((done, rows)))
     assert torch.equal(x, whole)
