@@ -5,13 +5,15 @@ Both draw binary images of one channel by comparing logits with log(u/(1−u)), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dgmfast.sampling import CausalLayer
+
+Draw = Callable[[Sequence[CausalLayer], Tensor], Tensor]
 
 
 @torch.inference_mode()
@@ -33,8 +35,8 @@ def full_passes(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
 class _Ring:
     """The last rows that a layer reads, [N, W + padding, rows, C], so that all taps of a pixel are one slice of memory.
 
-    The slice also holds what is to the right of the pixel in its own row, whose weights are zero, and its rows are in an order that
-    turns with the row of the image: there is one product per layer and pixel, with one of `rows` weights, and nothing is copied.
+    The slice also holds what is to the right of the pixel in its own row, whose weights are zero, and its rows are in an order
+    that turns with the row of the image: one product per layer and pixel, with one of `rows` weights, and nothing is copied.
     """
 
     def __init__(self, layer: CausalLayer, count: int, width: int) -> None:
@@ -61,7 +63,7 @@ def _flat(cells: Tensor, first: int, columns: int) -> Tensor:
 @torch.inference_mode()
 def cached(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
     """Every activation once: two or three calls of PyTorch per layer and pixel, on buffers and views that are made beforehand."""
-    count, _, height, width = uniforms.shape
+    count, width = uniforms.shape[0], uniforms.shape[3]
     rings = [_Ring(layer, count, width) for layer in layers]
     thresholds = torch.logit(uniforms).to(rings[0].out.dtype).permute(2, 3, 0, 1).contiguous()
     x = torch.zeros_like(thresholds)
@@ -70,18 +72,15 @@ def cached(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
         weights = [ring.weights[p] for ring, p in zip(rings, phase, strict=True)]
         cells = [ring.cell[p] for ring, p in zip(rings, phase, strict=True)]
         for j, (threshold, pixel) in enumerate(zip(threshold_row, x_row, strict=True)):
-            before = None
             for k, ring in enumerate(rings):
-                if before is not None:
-                    cell = cells[k][j]
-                    if ring.relu:
-                        torch.clamp_min(before, 0.0, out=cell)
-                    else:
-                        cell.copy_(before)
+                before = rings[k - 1].out
+                if k and ring.relu:
+                    torch.clamp_min(before, 0.0, out=cells[k][j])
+                elif k:
+                    cells[k][j].copy_(before)
                 torch.addmm(ring.bias, ring.taps[j], weights[k], out=ring.out)
                 if ring.residual:
                     ring.out.add_(before)
-                before = ring.out
-            torch.gt(before, threshold, out=pixel)
+            torch.gt(rings[-1].out, threshold, out=pixel)
             cells[0][j].copy_(pixel)
     return x.permute(2, 3, 0, 1).contiguous()
