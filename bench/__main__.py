@@ -21,6 +21,7 @@ from bench.harness import QUICK, Settings, progress_line
 from bench.image_steps import MODELS as IMAGE_MODELS
 from bench.image_steps import ImageStepCase
 from bench.likelihood import TRAINING_MEMORY, LikelihoodCase, MemoryCase
+from bench.sampling import SamplingCase
 from bench.steps import MODELS, ClassesCase, StepCase
 
 # glibc reads its tunables when a process starts: with these it keeps large temporaries instead of giving them back to the
@@ -33,7 +34,8 @@ OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or
 def all_cases(device: str, quick: bool) -> list:
     """Every case in the order it runs: the ceilings first, what the targets ask for next."""
     steps = [*(StepCase(model) for model in MODELS), ClassesCase(), *(ImageStepCase(model) for model in IMAGE_MODELS)]
-    return [FloorCase(), *op_cases(device, quick), *steps, LikelihoodCase(), MemoryCase(), TRAINING_MEMORY]
+    streams = [LikelihoodCase(), SamplingCase(), MemoryCase(), TRAINING_MEMORY]
+    return [FloorCase(), *op_cases(device, quick), *steps, *streams]
 
 
 def fail(message: str) -> NoReturn:

@@ -8,9 +8,21 @@ from pathlib import Path
 from bench.ratios import RIVALS, headline, most_threads
 from bench.store import Row
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, and a shape for each besides.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#999999", "#CC79A7", "#E69F00", "#000000", "#F0E442")
-STYLES = dict(zip(RIVALS, zip(COLOURS, "os^PX*Dv<", strict=True), strict=True))
+# Okabe and Ito's colours and two of Tol's, which colour-blind readers tell apart, and a shape for each besides.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#56B4E9",
+    "#999999",
+    "#CC79A7",
+    "#E69F00",
+    "#000000",
+    "#F0E442",
+    "#882255",
+    "#332288",
+)
+STYLES = dict(zip(RIVALS, zip(COLOURS, "os^PX*Dv<>p", strict=True), strict=True))
 
 
 def speedups(rows: Sequence[Row], path: Path) -> None:
@@ -37,7 +49,9 @@ def speedups(rows: Sequence[Row], path: Path) -> None:
     axes.set_yticks(range(len(listed)), [work.title.replace("`", "") for work in listed], fontsize=8)
     axes.set_ylim(-0.7, len(listed) - 0.3)
     axes.set_xscale("log")
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    ticks = [
+        tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 1000, 5000) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]
+    ]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.grid(color="0.9", zorder=0)

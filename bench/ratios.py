@@ -23,6 +23,7 @@ CASES = (
     "steps",
     "classes",
     "L_5000",
+    "sampling",
 )
 RIVALS = (
     "eager",
@@ -34,6 +35,8 @@ RIVALS = (
     "plain product",
     "pythae",
     "Pyro",
+    "cached in PyTorch",
+    "full pass per pixel",
 )
 _TIMES = re.compile(r"(?<=\d)x(?=\d)")
 NOT_TIMED = ("wrong", "failed", "skipped")

@@ -18,7 +18,7 @@ def summary(rows: Sequence[Row]) -> str:
     listed = headline(rows)
     lines = [_caption(rows, threads), "", "| Work | ours | × eager | × compile | besides |", "|---|--:|--:|--:|---|"]
     for work in listed:
-        cells = [work.title, format_seconds(work.ours_s) + (" per image" if work.case == "L_5000" else "")]
+        cells = [work.title, format_seconds(work.ours_s) + (" per image" if work.case in ("L_5000", "sampling") else "")]
         cells += [_ratio(work, "eager"), _ratio(work, "compile"), "; ".join(_besides(work))]
         lines.append(f"| {' | '.join(cells)} |")
     lines += _notes(rows, listed, threads)

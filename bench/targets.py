@@ -56,6 +56,7 @@ CPU: dict[tuple[str, str], dict[str, Target]] = {
     **{("steps", f"{model}, sparse sum, 10 classes"): {STEP: _SPARSE_STEP} for model in ("ADGM", "SDGM")},
     ("classes", "ADGM, sparse sum, 100 classes"): {STEP: Target({"exact sum": 15})},
     ("L_5000", "784-200-200-50"): {FORWARD: Target({"eager": 1.6, "compile": 1.5, "pythae": 4, "Pyro": 3})},
+    ("sampling", "PixelCNN 28x28, batch 16"): {FORWARD: Target({"cached in PyTorch": 5, "full pass per pixel": 300})},
 }
 
 _WIDE = {FORWARD: Target({"eager": 5}, bandwidth=0.85), TRAINING: Target({"eager": 5}, bandwidth=0.85)}

@@ -126,7 +126,7 @@ def masked_conv2d(
 
 
 def causal_stack(layers: Sequence[CausalLayer], x: Tensor, condition: Tensor | None = None) -> Tensor:
-    """h_{i+1} = conv_i(relu(h_i) or h_i) (+ h_i), from h_0 = x: [N, C, H, W] -> [N, O, H, W]; condition joins the first inputs."""
+    """h_{i+1} = conv_i(h_i or relu(h_i)) (+ h_i), from h_0 = x: [N, C, H, W] -> [N, O, H, W]; condition: of the first layer."""
     h = x
     for layer in layers:
         conv = layer.conv

@@ -15,7 +15,7 @@ from dgmfast._conv import MaskedConv2d
 from dgmfast.errors import InputError
 
 LOWEST_LOG_SCALE = -7.0  # as PixelCNN++ has it
-_CHUNK = 256  # images that are drawn together: their activations take memory
+_IMAGES_PER_THREAD = 16  # that are drawn together: enough to share the weights, few enough for a processor's cache
 _PARAMETERS = {"bernoulli": lambda levels: 1, "categorical": lambda levels: levels, "logistic": lambda levels: 2}
 
 
@@ -23,9 +23,9 @@ _PARAMETERS = {"bernoulli": lambda levels: 1, "categorical": lambda levels: leve
 class PixelOutput:
     """The distribution of one channel of a pixel, x in [0, 1], given the network's outputs there.
 
-    kind: "bernoulli", by a logit, x in {0, 1}; "categorical", by one logit per level v, x = v / (levels − 1); "logistic", by the mean
-    and the log scale of a logistic distribution on [−1, 1] that is rounded to the levels (Salimans et al. 2017, eq. 2, with one
-    component). The outputs [N, C·P, H, W] are one group of P per channel; log scales below −7 count as −7.
+    kind: "bernoulli", by a logit, x in {0, 1}; "categorical", by one logit per level v, x = v / (levels − 1); "logistic", by the
+    mean and the log scale of a logistic distribution on [−1, 1] that is rounded to the levels (Salimans et al. 2017, eq. 2, with
+    one component). The outputs [N, C·P, H, W] are one group of P per channel; log scales below −7 count as −7.
     """
 
     kind: str = "bernoulli"
@@ -141,18 +141,18 @@ def sample_pixels(
     activation is computed once, so that an image costs one pass through the network in all. The weights are read when called;
     the images do not depend on the number of threads or on the other images of the batch.
 
-    With `keep` the pixels of `observed` where it is true stay as they are. If these come first in raster order (the top rows, say),
-    the others are drawn from the exact conditional distribution. Around any other mask a pixel is drawn given the pixels before it,
-    kept or drawn, but not given the kept ones after it: that is not the conditional distribution given all kept pixels.
+    With `keep` the pixels of `observed` where it is true stay as they are. If these come first in raster order (the top rows,
+    say), the others are drawn from the exact conditional distribution. Around any other mask a pixel is drawn given the pixels
+    before it, kept or drawn, but not given the kept ones after it: that is not the conditional distribution given all kept ones.
 
     Args:
-        layers: the first with mask A, the others with mask B, all of one number of colors; float32 or float64. Those of modules on
-            CUDA are copied to the CPU, where the images are drawn, which are then moved to that device.
+        layers: the first with mask A, the others with mask B, all of one number of colors; float32 or float64. The weights of
+            modules on CUDA are copied to the CPU; the images are drawn there and then moved to that device.
         uniforms: [N, C, H, W] float64 in [0, 1), one for each draw.
         condition: [N, u, H, W], the inputs that the first layer sees unmasked.
         observed: [N, C, H, W]. keep: bool, broadcast to that.
         temperature: divides the logits, and multiplies the scale of logistic pixels.
-        progress: called with the number of rows done and of all rows.
+        progress: called with the number of rows done and of all rows; images are drawn in groups, whose rows are counted apart.
 
     Returns:
         [N, C, H, W] in [0, 1], of the dtype and on the device of the layers.
@@ -170,9 +170,10 @@ def sample_pixels(
     relu, residual = [layer.relu for layer in layers], [layer.residual for layer in layers]
 
     total, height = len(uniforms), uniforms.shape[2]
-    images, rows = [], -(-total // _CHUNK) * height
-    for begin in range(0, total, _CHUNK):
-        chunk = slice(begin, begin + _CHUNK)
+    chunks = -(-total // (_IMAGES_PER_THREAD * torch.get_num_threads()))
+    images = []
+    for i in range(chunks):
+        chunk = slice(total * i // chunks, total * (i + 1) // chunks)
         contexts = [_context(first, condition[chunk], biases[0]), *biases[1:]] if condition is not None else biases
         kept = [None if t is None else t[chunk] for t in (observed, keep)]
         sampler = _C.PixelCNNSampler(
@@ -181,7 +182,7 @@ def sample_pixels(
         for row in range(height):
             sampler.rows(row, row + 1)
             if progress is not None:
-                progress(begin // _CHUNK * height + row + 1, rows)
+                progress(i * height + row + 1, chunks * height)
         images.append(sampler.image)
     return torch.cat(images).to(device) if images else weight.new_zeros(uniforms.shape)
 

@@ -16,7 +16,7 @@ constexpr int kVectorBytes = 16, kAccumulators = 12;
 
 constexpr int kVectors = kPanelBytes / kVectorBytes;                                     // of a panel
 constexpr int kMaxImages = kAccumulators / kVectors < 6 ? kAccumulators / kVectors : 6;  // of a product
-constexpr int64_t kBlock = 2 * kMaxImages;  // images that go through a layer together: weights leave the L2 cache once for them
+constexpr int64_t kBlock = 3 * kMaxImages;  // images that go through a layer together: weights leave the L2 cache once for them
 
 template <class T>
 using Vector __attribute__((vector_size(kVectorBytes))) = T;
@@ -28,6 +28,11 @@ DGMFAST_FN Vector<T> load(const T* from) {
   return value;
 }
 
+template <class T>
+DGMFAST_FN Vector<T> spread(T value) {
+  return value - Vector<T>{};
+}
+
 // What a group of outputs of a layer sees from one pixel, in the ring of an image.
 template <class T>
 struct Window {
@@ -37,10 +42,40 @@ struct Window {
   int64_t depth;
 };
 
+// sum += input · weight of one input. The fewer of the two factors are loaded first: all would not fit the registers.
+template <class T, int kImages, int kWide, int kPanels>
+DGMFAST_FN void accumulate(Vector<T> (&sum)[kImages][kWide], const T* const (&weight)[kPanels], const T* const (&input)[kImages],
+                           int64_t k) {
+  constexpr int kLanes = kVectorBytes / int(sizeof(T));
+  if constexpr (kWide <= kImages) {
+    Vector<T> factor[kWide];
+    DGMFAST_UNROLL
+    for (int v = 0; v < kWide; ++v) factor[v] = load(weight[v / kVectors] + v % kVectors * kLanes);
+    DGMFAST_UNROLL
+    for (int m = 0; m < kImages; ++m) {
+      const Vector<T> value = spread(input[m][k]);
+      DGMFAST_UNROLL
+      for (int v = 0; v < kWide; ++v) sum[m][v] += value * factor[v];
+    }
+  } else {
+    Vector<T> value[kImages];
+    DGMFAST_UNROLL
+    for (int m = 0; m < kImages; ++m) value[m] = spread(input[m][k]);
+    DGMFAST_UNROLL
+    for (int v = 0; v < kWide; ++v) {
+      const Vector<T> factor = load(weight[v / kVectors] + v % kVectors * kLanes);
+      DGMFAST_UNROLL
+      for (int m = 0; m < kImages; ++m) sum[m][v] += value[m] * factor;
+    }
+  }
+}
+
 // Images × panels in registers. Each output is the sum over the inputs in their order, whatever the counts, so that an image's
 // bits do not depend on the others.
 template <class T, int kImages, int kPanels>
-void multiply(const Window<T>& window, const T* const* rings, int64_t panel, T* const* out) {
+// Inlined, its pointers would not stay in registers. With both sanitizers it takes minutes to compile.
+__attribute__((noinline, no_sanitize("undefined"))) void multiply(const Window<T>& window, const T* const* rings, int64_t panel,
+                                                                  T* const* out) {
   constexpr int kWide = kPanels * kVectors, kLanes = kVectorBytes / int(sizeof(T));
   Vector<T> sum[kImages][kWide];
   DGMFAST_UNROLL
@@ -48,24 +83,20 @@ void multiply(const Window<T>& window, const T* const* rings, int64_t panel, T* 
     DGMFAST_UNROLL
     for (int v = 0; v < kWide; ++v) sum[m][v] = Vector<T>{};
   }
-  const int64_t panel_stride = window.depth * kPanel<T>;
-  const T* weight = window.weight + panel * panel_stride;
+  const T* weight[kPanels];
+  DGMFAST_UNROLL
+  for (int p = 0; p < kPanels; ++p) weight[p] = window.weight + (panel + p) * window.depth * kPanel<T>;
   int64_t row = window.first_row;
   for (int64_t r = 0; r < window.rows; ++r) {
     const int64_t offset = row * window.row_stride + window.column, count = r + 1 < window.rows ? window.above : window.own;
     const T* input[kImages];
     DGMFAST_UNROLL
     for (int m = 0; m < kImages; ++m) input[m] = rings[m] + offset;
-    for (int64_t k = 0; k < count; ++k, weight += kPanel<T>) {
-      Vector<T> factor[kWide];
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < count; ++k) {
+      accumulate<T>(sum, weight, input, k);
       DGMFAST_UNROLL
-      for (int v = 0; v < kWide; ++v) factor[v] = load(weight + v / kVectors * panel_stride + v % kVectors * kLanes);
-      DGMFAST_UNROLL
-      for (int m = 0; m < kImages; ++m) {
-        const T value = input[m][k];
-        DGMFAST_UNROLL
-        for (int v = 0; v < kWide; ++v) sum[m][v] += value * factor[v];
-      }
+      for (int p = 0; p < kPanels; ++p) weight[p] += kPanel<T>;
     }
     row = row + 1 == window.rows ? 0 : row + 1;
   }
