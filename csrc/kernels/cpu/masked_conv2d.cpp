@@ -35,7 +35,6 @@ DGMFAST_FN void store(T* to, Vector<T> value) {
 
 // Vectors beside `rows` channels: the most sums that leave registers for the operands, and at least eight to hide the latency.
 constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
-constexpr int64_t kChunk = 1024;  // positions that a block of channels is made for at a time, at most
 
 // body(channel, tap) for the list that MaskedTaps describes, in order.
 template <class Body>
@@ -144,15 +143,15 @@ void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)
   }
 }
 
-// out[r][i] = bias[r] + Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions.
+// out[r][i] += Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions.
 template <class T, int R, int V>
-void tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T (&bias)[kConvBlock], T* out) {
+void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, T* out, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
   Vector<T> sum[R][V];
   DGMFAST_UNROLL
   for (int r = 0; r < R; ++r) {
     DGMFAST_UNROLL
-    for (int v = 0; v < V; ++v) sum[r][v] = Vector<T>{} + bias[r];
+    for (int v = 0; v < V; ++v) sum[r][v] = load(out + r * row + v * lanes);
   }
   for (int64_t k = 0; k < entries; ++k, weight += R) {
     const T* source = x + offset[k];
@@ -168,7 +167,7 @@ void tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, c
   DGMFAST_UNROLL
   for (int r = 0; r < R; ++r) {
     DGMFAST_UNROLL
-    for (int v = 0; v < V; ++v) store(out + r * (kChunk + PaddedPlanes::kSlack) + v * lanes, sum[r][v]);
+    for (int v = 0; v < V; ++v) store(out + r * row + v * lanes, sum[r][v]);
   }
 }
 
@@ -186,51 +185,63 @@ DGMFAST_FN void with_constant(int64_t n, Body body) {
   body(Constant<kMost>());
 }
 
-template <class T>
-using Strip = T[kConvBlock][kChunk + PaddedPlanes::kSlack];
-
 template <class T, int R>
-void make_strip(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T (&bias)[kConvBlock], int64_t count,
-                Strip<T>& out) {
+void add_strip(const T* x, const int64_t* offset, const T* weight, int64_t entries, int64_t count, T* out, int64_t row) {
   constexpr int64_t lanes = Lanes<T>::count, width = tile_vectors(R) * lanes;
   int64_t at = 0;
-  for (; at + width <= count; at += width) tile<T, R, tile_vectors(R)>(x + at, offset, weight, entries, bias, &out[0][at]);
-  if (at == count) return;
+  for (; at + width <= count; at += width) add_tile<T, R, tile_vectors(R)>(x + at, offset, weight, entries, out + at, row);
+  if (at >= count) return;
   with_constant<tile_vectors(R)>((count - at + lanes - 1) / lanes, [&](auto vectors) {
-    tile<T, R, decltype(vectors)::value>(x + at, offset, weight, entries, bias, &out[0][at]);
+    add_tile<T, R, decltype(vectors)::value>(x + at, offset, weight, entries, out + at, row);
   });
 }
 
 // The strip of a block's channels that begins at position `first` of the rows `out`, without the margins.
 template <class T>
-void write_strip(const Strip<T>& strip, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width, T* out,
+void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width, T* out,
                  const int64_t (&stride)[4]) {
   for (int64_t row = first / pitch; row * pitch < first + count; ++row) {
     const int64_t begin = row * pitch > first ? 0 : first - row * pitch, end = minimum(width, first + count - row * pitch);
     const int64_t from = row * pitch + begin - first;
     T* to = out + row * stride[2] + begin * stride[3];
     if (stride[3] == 1) {
-      for (int64_t r = 0; r < channels && begin < end; ++r) copy(to + r * stride[1], strip[r] + from, end - begin);
+      for (int64_t r = 0; r < channels && begin < end; ++r) copy(to + r * stride[1], strip + r * strip_row + from, end - begin);
     } else if (channels == kConvBlock && stride[1] == 1) {
       for (int64_t i = 0; i < end - begin; ++i) {
-        for (int64_t r = 0; r < kConvBlock; ++r) to[i * stride[3] + r] = strip[r][from + i];
+        for (int64_t r = 0; r < kConvBlock; ++r) to[i * stride[3] + r] = strip[r * strip_row + from + i];
       }
     } else {
       for (int64_t i = 0; i < end - begin; ++i) {
-        for (int64_t r = 0; r < channels; ++r) to[i * stride[3] + r * stride[1]] = strip[r][from + i];
+        for (int64_t r = 0; r < channels; ++r) to[i * stride[3] + r * stride[1]] = strip[r * strip_row + from + i];
       }
     }
   }
 }
 
-// Positions for which all channels are made before the next: what they read of x should stay in the nearest cache.
+// The positions [at, at + count) of an item's rows `out`.
 template <class T>
-int64_t chunk_length(const MaskedConv2d& p) {
-  constexpr int64_t tile = tile_vectors(kConvBlock) * Lanes<T>::count;
-  if (p.out_channels() <= kConvBlock) return kChunk;
-  const int64_t rows = p.planes().above + p.planes().below + 1;
-  const int64_t fits = 16384 / int64_t(sizeof(T)) / (maximum(p.channels(), int64_t(1)) * rows);
-  return maximum(tile, minimum(fits, kChunk) / tile * tile);
+void convolve_chunk(const MaskedConv2d& p, const T* x, const int64_t* offset, int64_t at, int64_t count, T* strips, T* out) {
+  const int64_t portion = (p.entries() + p.portions() - 1) / maximum(p.portions(), int64_t(1)), pitch = p.planes().pitch;
+  for (int64_t begin = 0; begin == 0 || begin < p.entries(); begin += portion) {
+    for (int64_t channel = 0; channel < p.out_channels();) {
+      const int64_t first = channel, entries = p.entries_of(channel);
+      const Block block = block_of(p.taps, p.transposed, first);
+      channel += block.count;
+      if (begin > 0 && begin >= entries) continue;
+      T* strip = strips + (p.portions() > 1 ? first * p.chunk : 0);
+      for (int64_t r = 0; r < block.count && begin == 0; ++r) {
+        const T bias = p.bias ? static_cast<const T*>(p.bias)[first + r] : T(0);
+        for (int64_t i = 0; i < p.chunk; ++i) strip[r * p.chunk + i] = bias;
+      }
+      const T* weight = static_cast<const T*>(p.packed) + first * p.entries() + begin * block.count;
+      const int64_t portion_entries = minimum(portion, entries - begin);
+      with_constant<kConvBlock>(block.count, [&](auto channels) {
+        add_strip<T, decltype(channels)::value>(x + at, offset + begin, weight, portion_entries, count, strip, p.chunk);
+      });
+      if (begin + portion < entries) continue;
+      write_strip(strip, p.chunk, block.count, at, count, pitch, p.width, out + first * p.out_stride[1], p.out_stride);
+    }
+  }
 }
 
 template <class T>
@@ -238,30 +249,18 @@ void convolve(const MaskedConv2d& p, int64_t begin, int64_t end) {
   const PaddedPlanes planes = p.planes();
   int64_t* offset = static_cast<int64_t*>(p.scratch);
   T* x = reinterpret_cast<T*>(offset + p.entries());
+  T* strips = x + p.channels() * planes.size;
   list_offsets(p.taps, p.transposed, planes, offset);
   clear(x, p.channels() * planes.size);
-  const int64_t chunk = chunk_length<T>(p), band_rows = p.band_rows();
-  Strip<T> strip;
+  const int64_t band_rows = p.band_rows();
   for (int64_t item = begin; item < end; ++item) {
     const int64_t image = item / p.bands, first = item % p.bands * band_rows, rows = minimum(band_rows, p.height - first);
     if (rows <= 0) continue;
     fill(planes, x, static_cast<const T*>(p.x) + image * p.x_stride[0], p.x_stride, p.channels(), first, rows, p.height, p.width);
     T* out = static_cast<T*>(p.out) + image * p.out_stride[0] + first * p.out_stride[2];
     const int64_t positions = (rows - 1) * planes.pitch + p.width;
-    for (int64_t at = 0; at < positions; at += chunk) {
-      const int64_t count = minimum(chunk, positions - at);
-      for (int64_t channel = 0; channel < p.out_channels();) {
-        const Block block = block_of(p.taps, p.transposed, channel);
-        T bias[kConvBlock] = {};
-        for (int64_t r = 0; r < block.count && p.bias; ++r) bias[r] = static_cast<const T*>(p.bias)[channel + r];
-        with_constant<kConvBlock>(block.count, [&](auto channels) {
-          make_strip<T, decltype(channels)::value>(x + planes.lead + at, offset,
-                                                   static_cast<const T*>(p.packed) + channel * p.entries(),
-                                                   p.entries_of(channel), bias, count, strip);
-        });
-        write_strip(strip, block.count, at, count, planes.pitch, p.width, out + channel * p.out_stride[1], p.out_stride);
-        channel += block.count;
-      }
+    for (int64_t at = 0; at < positions; at += p.chunk) {
+      convolve_chunk(p, x + planes.lead, offset, at, minimum(p.chunk, positions - at), strips, out);
     }
   }
 }
@@ -279,7 +278,7 @@ DGMFAST_FN T sum_of_lanes(Vector<T> value) {
   }
 }
 
-// total[r][k] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
+// total[k][r] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
 template <class T, int R, int K>
 void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offset, int64_t count, T* total, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
@@ -303,9 +302,9 @@ void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offse
     }
   }
   DGMFAST_UNROLL
-  for (int r = 0; r < R; ++r) {
+  for (int k = 0; k < K; ++k) {
     DGMFAST_UNROLL
-    for (int k = 0; k < K; ++k) total[r * row + k] += sum_of_lanes<T, Lanes<T>::count>(sum[r][k]);
+    for (int r = 0; r < R; ++r) total[k * row + r] += sum_of_lanes<T, Lanes<T>::count>(sum[r][k]);
   }
 }
 
@@ -314,10 +313,10 @@ void add_block(const T* grad, int64_t plane, const T* x, const int64_t* offset, 
                int64_t row) {
   constexpr int most = tile_vectors(R);
   int64_t k = 0;
-  for (; k + most <= entries; k += most) add_products<T, R, most>(grad, plane, x, offset + k, count, total + k, row);
+  for (; k + most <= entries; k += most) add_products<T, R, most>(grad, plane, x, offset + k, count, total + k * row, row);
   if (k == entries) return;
   with_constant<most>(entries - k, [&](auto n) {
-    add_products<T, R, decltype(n)::value>(grad, plane, x, offset + k, count, total + k, row);
+    add_products<T, R, decltype(n)::value>(grad, plane, x, offset + k, count, total + k * row, row);
   });
 }
 
@@ -343,13 +342,13 @@ void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   clear(x, (t.inputs + p.part_outputs()) * planes.size);
   // strips of seven planes that fit the nearest cache
   constexpr int64_t kLongest = 4096 / sizeof(T);
-  const int64_t positions = p.height * planes.pitch, row = t.entries() + 1;
+  const int64_t positions = p.height * planes.pitch, bias = t.entries() * t.outputs;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t group = item / p.parts, first = item % p.parts * p.part_outputs();
     const int64_t outputs = minimum(p.part_outputs(), t.outputs - first);
     if (outputs <= 0) continue;
-    T* total = static_cast<T*>(p.partial) + (group * t.outputs + first) * row;
-    clear(total, outputs * row);
+    T* total = static_cast<T*>(p.partial) + group * (t.entries() + 1) * t.outputs + first;
+    for (int64_t k = 0; k <= t.entries(); ++k) clear(total + k * t.outputs, outputs);
     for (int64_t image = group * p.group; image < minimum((group + 1) * p.group, p.batch); ++image) {
       fill(planes, x, static_cast<const T*>(p.x) + image * p.x_stride[0], p.x_stride, t.inputs, 0, p.height, p.height, p.width);
       fill(rows_alone, grad, static_cast<const T*>(p.grad) + image * p.grad_stride[0] + first * p.grad_stride[1], p.grad_stride,
@@ -362,9 +361,9 @@ void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
           const T* source = grad + o * planes.size + planes.lead + at;
           with_constant<kConvBlock>(channels, [&](auto n) {
             add_block<T, decltype(n)::value>(source, planes.size, x + planes.lead + at, offset, t.entries_of(first + o), count,
-                                             total + o * row, row);
+                                             total + o, t.outputs);
           });
-          for (int64_t r = 0; r < channels; ++r) total[(o + r + 1) * row - 1] += sum_of(source + r * planes.size, count);
+          for (int64_t r = 0; r < channels; ++r) total[bias + o + r] += sum_of(source + r * planes.size, count);
           o += channels;
         }
       }
@@ -372,25 +371,31 @@ void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   }
 }
 
+// An item is kConvOutputs outputs. Those that do not see an entry have a partial sum of zero there.
 template <class T>
 void sum_groups(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;
-  const int64_t row = t.entries() + 1;
-  for (int64_t o = begin; o < end; ++o) {
-    T* sum = static_cast<T*>(p.partial) + o * row;
-    for (int64_t group = 1; group < p.groups; ++group) {
-      const T* more = sum + group * t.outputs * row;
+  for (int64_t first = begin * kConvOutputs; first < minimum(end * kConvOutputs, t.outputs); first += kConvOutputs) {
+    const int64_t outputs = minimum(kConvOutputs, t.outputs - first);
+    const T* partial = static_cast<const T*>(p.partial) + first;
+    T sum[kConvOutputs];
+    const auto add_groups = [&] {
+      for (int64_t o = 0; o < outputs; ++o) sum[o] = partial[o];
+      for (int64_t group = 1; group < p.groups; ++group) {
+        const T* more = partial + group * (t.entries() + 1) * t.outputs;
 #pragma omp simd
-      for (int64_t k = 0; k < row; ++k) sum[k] += more[k];
-    }
-    if (p.grad_bias) static_cast<T*>(p.grad_bias)[o] = sum[row - 1];
-    if (!p.grad_weight) continue;
-    T* grad = static_cast<T*>(p.grad_weight) + o * t.inputs * t.all();
-    clear(grad, t.inputs * t.all());
-    int64_t left = t.entries_of(o);
+        for (int64_t o = 0; o < outputs; ++o) sum[o] += more[o];
+      }
+      partial += t.outputs;
+    };
+    T* grad = static_cast<T*>(p.grad_weight) + first * t.inputs * t.all();
+    clear(grad, outputs * t.inputs * t.all());
     for_each_entry(t, false, [&](int64_t input, int64_t tap) {
-      if (left-- > 0) grad[input * t.all() + tap] = *sum++;
+      add_groups();
+      for (int64_t o = 0; o < outputs; ++o) grad[(o * t.inputs + input) * t.all() + tap] = sum[o];
     });
+    add_groups();
+    for (int64_t o = 0; o < outputs && p.grad_bias; ++o) static_cast<T*>(p.grad_bias)[first + o] = sum[o];
   }
 }
 
