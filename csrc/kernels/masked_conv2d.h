@@ -73,9 +73,9 @@ struct PaddedPlanes {
   static constexpr int64_t kSlack = 16;  // the last vector reaches beyond the last position
 };
 
-// Their bytes: offsets of the entries, then numbers.
+// Their bytes: offsets of the entries, then numbers on a cache line.
 constexpr int64_t scratch_bytes_of(DType dtype, int64_t entries, int64_t numbers) {
-  return entries * int64_t(sizeof(int64_t)) + numbers * (dtype == DType::f64 ? 8 : 4);
+  return (entries + 7) / 8 * 8 * int64_t(sizeof(int64_t)) + numbers * (dtype == DType::f64 ? 8 : 4);
 }
 
 // Sizes and strides are those of [N, C, H, W].

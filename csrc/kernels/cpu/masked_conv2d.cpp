@@ -64,6 +64,11 @@ inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPl
   });
 }
 
+template <class T>
+DGMFAST_FN T* first_number(int64_t* offset, int64_t entries) {
+  return reinterpret_cast<T*>(offset + (entries + 7) / 8 * 8);
+}
+
 // Channels that are made together: neighbours of one group, because those see the same.
 struct Block {
   int64_t first, count;
@@ -248,7 +253,7 @@ template <class T>
 void convolve(const MaskedConv2d& p, int64_t begin, int64_t end) {
   const PaddedPlanes planes = p.planes();
   int64_t* offset = static_cast<int64_t*>(p.scratch);
-  T* x = reinterpret_cast<T*>(offset + p.entries());
+  T* x = first_number<T>(offset, p.entries());
   T* strips = x + p.channels() * planes.size;
   list_offsets(p.taps, p.transposed, planes, offset);
   clear(x, p.channels() * planes.size);
@@ -265,17 +270,23 @@ void convolve(const MaskedConv2d& p, int64_t begin, int64_t end) {
   }
 }
 
-// The sum of a vector's numbers, by halves.
-template <class T, int n>
-DGMFAST_FN T sum_of_lanes(Vector<T> value) {
-  if constexpr (n == 1) {
-    return value[0];
-  } else {
-    typename Lanes<T>::Index other{};
+// to[r] += the sum of value[r]'s numbers.
+template <class T, int R>
+DGMFAST_FN void add_sums(const Vector<T> (&value)[R], T* to) {
+  constexpr int lanes = Lanes<T>::count;
+  typename Lanes<T>::Index other{};
+  Vector<T> folded[R];
+  DGMFAST_UNROLL
+  for (int r = 0; r < R; ++r) folded[r] = value[r];
+  DGMFAST_UNROLL
+  for (int half = lanes / 2; half > 0; half /= 2) {
     DGMFAST_UNROLL
-    for (int i = 0; i < n / 2; ++i) other[i] = i + n / 2;
-    return sum_of_lanes<T, n / 2>(value + __builtin_shuffle(value, other));
+    for (int i = 0; i < lanes; ++i) other[i] = i ^ half;
+    DGMFAST_UNROLL
+    for (int r = 0; r < R; ++r) folded[r] += __builtin_shuffle(folded[r], other);
   }
+  DGMFAST_UNROLL
+  for (int r = 0; r < R; ++r) to[r] += folded[r][0];
 }
 
 // total[k][r] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
@@ -283,12 +294,12 @@ template <class T, int R, int K>
 void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offset, int64_t count, T* total, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
   const T* source[K];
-  Vector<T> sum[R][K];
+  Vector<T> sum[K][R];
   DGMFAST_UNROLL
   for (int k = 0; k < K; ++k) {
     source[k] = x + offset[k];
     DGMFAST_UNROLL
-    for (int r = 0; r < R; ++r) sum[r][k] = Vector<T>{};
+    for (int r = 0; r < R; ++r) sum[k][r] = Vector<T>{};
   }
   for (int64_t i = 0; i < count; i += lanes) {
     Vector<T> value[K];
@@ -298,14 +309,22 @@ void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offse
     for (int r = 0; r < R; ++r) {
       const Vector<T> g = load(grad + r * plane + i);
       DGMFAST_UNROLL
-      for (int k = 0; k < K; ++k) sum[r][k] = g * value[k] + sum[r][k];
+      for (int k = 0; k < K; ++k) sum[k][r] = g * value[k] + sum[k][r];
     }
   }
   DGMFAST_UNROLL
-  for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < K; ++k) add_sums<T, R>(sum[k], total + k * row);
+}
+
+// total[r] += Σ_i grad[r][i]
+template <class T, int R>
+void add_gradients(const T* grad, int64_t plane, int64_t count, T* total) {
+  Vector<T> sum[R] = {};
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
     DGMFAST_UNROLL
-    for (int r = 0; r < R; ++r) total[k * row + r] += sum_of_lanes<T, Lanes<T>::count>(sum[r][k]);
+    for (int r = 0; r < R; ++r) sum[r] += load(grad + r * plane + i);
   }
+  add_sums<T, R>(sum, total);
 }
 
 template <class T, int R>
@@ -320,23 +339,15 @@ void add_block(const T* grad, int64_t plane, const T* x, const int64_t* offset, 
   });
 }
 
-template <class T>
-DGMFAST_FN T sum_of(const T* values, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += values[i];
-  return sum;
-}
-
 // An item is a group of images with a range of outputs. Where a position is a margin its gradient is zero.
 template <class T>
 void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;
   const PaddedPlanes planes = p.planes();
   PaddedPlanes rows_alone = planes;
-  rows_alone.above = rows_alone.below = 0;
+  rows_alone.above = rows_alone.below = rows_alone.lead = 0;  // which aligns them
   int64_t* offset = static_cast<int64_t*>(p.scratch);
-  T* x = reinterpret_cast<T*>(offset + t.entries());
+  T* x = first_number<T>(offset, t.entries());
   T* grad = x + t.inputs * planes.size;
   list_offsets(t, false, planes, offset);
   clear(x, (t.inputs + p.part_outputs()) * planes.size);
@@ -358,12 +369,13 @@ void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
         for (int64_t o = 0; o < outputs;) {
           const Block block = block_of(t, false, first + o);
           const int64_t channels = minimum(block.first + block.count - first, outputs) - o;
-          const T* source = grad + o * planes.size + planes.lead + at;
+          const T* source = grad + o * planes.size + at;
           with_constant<kConvBlock>(channels, [&](auto n) {
-            add_block<T, decltype(n)::value>(source, planes.size, x + planes.lead + at, offset, t.entries_of(first + o), count,
-                                             total + o, t.outputs);
+            constexpr int R = decltype(n)::value;
+            add_block<T, R>(source, planes.size, x + planes.lead + at, offset, t.entries_of(first + o), count, total + o,
+                            t.outputs);
+            add_gradients<T, R>(source, planes.size, count, total + bias + o);
           });
-          for (int64_t r = 0; r < channels; ++r) total[bias + o + r] += sum_of(source + r * planes.size, count);
           o += channels;
         }
       }
