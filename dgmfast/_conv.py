@@ -41,7 +41,8 @@ class MaskedConv2d(nn.Conv2d):
             raise InputError(f"unmasked_inputs must lie in 0..{in_channels}, the input channels; got {unmasked_inputs}")
         if colors < 1 or (in_channels - unmasked_inputs) % colors or out_channels % colors:
             raise InputError(
-                f"colors must divide {in_channels - unmasked_inputs} masked input and {out_channels} output channels; got {colors}"
+                f"colors must divide {in_channels - unmasked_inputs} masked input and {out_channels} output channels;"
+                f" got {colors}"
             )
         super().__init__(in_channels, out_channels, size, padding=(size[0] // 2, size[1] // 2), bias=bias)
         self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmfast import ops
+from dgmfast._conv import MaskedConv2d as MaskedConv2d
 from dgmfast.errors import InputError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

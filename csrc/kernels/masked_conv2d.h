@@ -27,9 +27,7 @@ struct MaskedTaps {
   // A list of all (tap, input) of which every output sees the first so many: masked inputs before the centre, unmasked inputs
   // everywhere, masked inputs at the centre.
   constexpr int64_t entries() const { return masked() * (before() + 1) + unmasked * all(); }
-  constexpr int64_t entries_of(int64_t output) const {
-    return masked() * before() + unmasked * all() + seen_at_centre(output);
-  }
+  constexpr int64_t entries_of(int64_t output) const { return masked() * before() + unmasked * all() + seen_at_centre(output); }
   constexpr int64_t entry(int64_t input, int64_t tap) const {
     if (input < unmasked) return masked() * before() + input * all() + tap;
     if (tap < before()) return (input - unmasked) * before() + tap;
@@ -107,7 +105,9 @@ struct MaskedConv2d {
   constexpr int64_t portions() const { return (entries() + kConvEntries - 1) / kConvEntries; }
   constexpr int64_t strip_rows() const { return portions() > 1 ? out_channels() : kConvBlock; }
   constexpr PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
-  constexpr int64_t scratch_bytes() const { return scratch_bytes_of(dtype, entries(), channels() * planes().size + strip_rows() * chunk); }
+  constexpr int64_t scratch_bytes() const {
+    return scratch_bytes_of(dtype, entries(), channels() * planes().size + strip_rows() * chunk);
+  }
 };
 
 // The gradient of the weight: partial sums over groups of images, which masked_conv2d_weight_sum adds up.

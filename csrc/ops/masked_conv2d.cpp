@@ -149,7 +149,8 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
   params.grad_bias = grad_bias.numel() ? grad_bias.mutable_data_ptr() : nullptr;
   if (x.is_cpu()) run_with_scratch(x, params, params.groups * params.parts, cpu::masked_conv2d_weight);
   const int64_t items = x.is_cpu() ? (taps.outputs + kConvOutputs - 1) / kConvOutputs : 1;
-  launch(x.device(), params, items, params.groups * taps.entries() * kConvOutputs, cpu::masked_conv2d_weight_sum, cuda::masked_conv2d_weight);
+  launch(x.device(), params, items, params.groups * taps.entries() * kConvOutputs, cpu::masked_conv2d_weight_sum,
+         cuda::masked_conv2d_weight);
 }
 
 Gradients backward(const Tensor& grad, const Tensor& x, const Tensor& weight, Name mask, int64_t colors, int64_t unmasked,

@@ -59,9 +59,8 @@ DGMFAST_FN void for_each_entry(const MaskedTaps& t, bool transposed, Body body) 
 }
 
 inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPlanes& planes, int64_t* offset) {
-  for_each_entry(taps, transposed, [&](int64_t channel, int64_t tap) {
-    *offset++ = channel * planes.size + planes.offset(taps, transposed, tap);
-  });
+  for_each_entry(taps, transposed,
+                 [&](int64_t channel, int64_t tap) { *offset++ = channel * planes.size + planes.offset(taps, transposed, tap); });
 }
 
 template <class T>
@@ -121,8 +120,8 @@ DGMFAST_FN void clear(T* to, int64_t n) {
 
 // The rows [first, first + rows) of an image with those around them; margins are zero before.
 template <class T>
-void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)[4], int64_t channels, int64_t first, int64_t rows,
-          int64_t height, int64_t width) {
+void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)[4], int64_t channels, int64_t first,
+          int64_t rows, int64_t height, int64_t width) {
   constexpr int64_t kColumnsAtOnce = 16;
   const bool by_channel = stride[1] != 1 || stride[3] == 1;
   for (int64_t row = -planes.above; row < rows + planes.below; ++row) {
@@ -203,8 +202,8 @@ void add_strip(const T* x, const int64_t* offset, const T* weight, int64_t entri
 
 // The strip of a block's channels that begins at position `first` of the rows `out`, without the margins.
 template <class T>
-void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width, T* out,
-                 const int64_t (&stride)[4]) {
+void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width,
+                 T* out, const int64_t (&stride)[4]) {
   for (int64_t row = first / pitch; row * pitch < first + count; ++row) {
     const int64_t begin = row * pitch > first ? 0 : first - row * pitch, end = minimum(width, first + count - row * pitch);
     const int64_t from = row * pitch + begin - first;
@@ -226,7 +225,8 @@ void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t fi
 // The positions [at, at + count) of an item's rows `out`.
 template <class T>
 void convolve_chunk(const MaskedConv2d& p, const T* x, const int64_t* offset, int64_t at, int64_t count, T* strips, T* out) {
-  const int64_t portion = (p.entries() + p.portions() - 1) / maximum(p.portions(), int64_t(1)), pitch = p.planes().pitch;
+  const int64_t portions = maximum(p.portions(), int64_t(1)), pitch = p.planes().pitch;
+  const int64_t portion = maximum((p.entries() + portions - 1) / portions, int64_t(1));
   for (int64_t begin = 0; begin == 0 || begin < p.entries(); begin += portion) {
     for (int64_t channel = 0; channel < p.out_channels();) {
       const int64_t first = channel, entries = p.entries_of(channel);
