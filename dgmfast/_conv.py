@@ -16,8 +16,8 @@ class MaskedConv2d(nn.Conv2d):
     """A convolution of "same" size whose outputs see only what precedes them in raster order: [N, I, H, W] -> [N, O, H, W].
 
     mask: "A" hides the pixel itself, "B" shows it. colors: channels are that many groups, the pixel's colours in their order; a
-    group also sees the groups before it. unmasked_inputs: the first so many input channels are seen in full. The weights of hidden
-    taps are zero and stay so; a state dict of an ordinary masked convolution (weight, bias and perhaps its mask) loads.
+    group also sees the groups before it. unmasked_inputs: the first so many input channels are seen in full. The weights of
+    hidden taps are zero and stay so; a state dict of an ordinary masked convolution (weight, bias, perhaps its mask) loads.
     Stacks of such layers with kernels above 1 have the blind spot of van den Oord et al. (2016): pixels to the upper right beyond
     the kernels' diagonal reach are never seen.
     """
@@ -41,8 +41,8 @@ class MaskedConv2d(nn.Conv2d):
             raise InputError(f"unmasked_inputs must lie in 0..{in_channels}, the input channels; got {unmasked_inputs}")
         if colors < 1 or (in_channels - unmasked_inputs) % colors or out_channels % colors:
             raise InputError(
-                f"colors must divide {in_channels - unmasked_inputs} masked input and {out_channels} output channels;"
-                f" got {colors}"
+                f"colors must divide the {in_channels - unmasked_inputs} masked input and {out_channels} output channels; "
+                f"got {colors}"
             )
         super().__init__(in_channels, out_channels, size, padding=(size[0] // 2, size[1] // 2), bias=bias)
         self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs

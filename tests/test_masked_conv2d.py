@@ -434,7 +434,7 @@ def test_hidden_weights_stay_zero_under_training(mask: str, device: str) -> None
         ({"kernel_size": (3, -1)}, r"kernel_size must be odd and positive; got \(3, -1\)"),
         ({"mask": "C"}, "mask must be A or B; got 'C'"),
         ({"unmasked_inputs": 7}, r"unmasked_inputs must lie in 0\.\.6, the input channels; got 7"),
-        ({"colors": 4}, "colors must divide 6 masked input and 9 output channels; got 4"),
+        ({"colors": 4}, "colors must divide the 6 masked input and 9 output channels; got 4"),
     ],
 )
 def test_errors_of_the_layer(change: dict[str, object], message: str) -> None:
