@@ -147,21 +147,25 @@ void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)
   }
 }
 
-// out[r][i] += Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions.
+// out[r][i] = bias[r] + Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions, of which the last one begins
+// at `last`; without a bias it is added.
 template <class T, int R, int V>
-void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, T* out, int64_t row) {
+void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T* bias, T* out, int64_t row,
+              int64_t last) {
   constexpr int lanes = Lanes<T>::count;
   Vector<T> sum[R][V];
   DGMFAST_UNROLL
   for (int r = 0; r < R; ++r) {
     DGMFAST_UNROLL
-    for (int v = 0; v < V; ++v) sum[r][v] = load(out + r * row + v * lanes);
+    for (int v = 0; v < V; ++v) {
+      sum[r][v] = bias ? bias[r] - Vector<T>{} : load(out + r * row + (v + 1 < V ? v * lanes : last));
+    }
   }
   for (int64_t k = 0; k < entries; ++k, weight += R) {
     const T* source = x + offset[k];
     Vector<T> value[V];
     DGMFAST_UNROLL
-    for (int v = 0; v < V; ++v) value[v] = load(source + v * lanes);
+    for (int v = 0; v < V; ++v) value[v] = load(source + (v + 1 < V ? v * lanes : last));
     DGMFAST_UNROLL
     for (int r = 0; r < R; ++r) {
       DGMFAST_UNROLL
@@ -171,7 +175,7 @@ void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entrie
   DGMFAST_UNROLL
   for (int r = 0; r < R; ++r) {
     DGMFAST_UNROLL
-    for (int v = 0; v < V; ++v) store(out + r * row + v * lanes, sum[r][v]);
+    for (int v = 0; v < V; ++v) store(out + r * row + (v + 1 < V ? v * lanes : last), sum[r][v]);
   }
 }
 
@@ -189,15 +193,20 @@ DGMFAST_FN void with_constant(int64_t n, Body body) {
   body(Constant<kMost>());
 }
 
+// Positions [0, count) in tiles alike in size. The last vector ends with the last position where `exact`, which needs a vector of
+// them, or beyond.
 template <class T, int R>
-void add_strip(const T* x, const int64_t* offset, const T* weight, int64_t entries, int64_t count, T* out, int64_t row) {
-  constexpr int64_t lanes = Lanes<T>::count, width = tile_vectors(R) * lanes;
-  int64_t at = 0;
-  for (; at + width <= count; at += width) add_tile<T, R, tile_vectors(R)>(x + at, offset, weight, entries, out + at, row);
-  if (at >= count) return;
-  with_constant<tile_vectors(R)>((count - at + lanes - 1) / lanes, [&](auto vectors) {
-    add_tile<T, R, decltype(vectors)::value>(x + at, offset, weight, entries, out + at, row);
-  });
+void add_positions(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T* bias, int64_t count, bool exact,
+                   T* out, int64_t row) {
+  constexpr int64_t lanes = Lanes<T>::count, most = tile_vectors(R);
+  const int64_t vectors = (count + lanes - 1) / lanes, tiles = (vectors + most - 1) / most;
+  for (int64_t i = 0, at = 0; i < tiles; ++i) {
+    const int64_t n = vectors * (i + 1) / tiles - vectors * i / tiles;
+    const int64_t last = exact ? minimum((n - 1) * lanes, count - lanes - at) : (n - 1) * lanes;
+    with_constant<most>(
+        n, [&](auto own) { add_tile<T, R, decltype(own)::value>(x + at, offset, weight, entries, bias, out + at, row, last); });
+    at += n * lanes;
+  }
 }
 
 // The strip of a block's channels that begins at position `first` of the rows `out`, without the margins.
@@ -222,6 +231,37 @@ void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t fi
   }
 }
 
+// Whether it is faster to make rows in place, with vectors that overlap at their ends, than to make rows with their margins in a
+// strip and to copy that: cycles per position and channel, as the strip's are about eight multiply-adds more.
+template <class T>
+bool by_rows(const MaskedConv2d& p) {
+  constexpr int64_t lanes = Lanes<T>::count;
+  if (p.portions() > 1 || p.out_stride[3] != 1 || p.width < lanes) return false;
+  const int64_t columns = (p.width + lanes - 1) / lanes * lanes;
+  return columns * p.entries() < p.planes().pitch * (p.entries() + 8);
+}
+
+template <class T>
+void convolve_rows(const MaskedConv2d& p, const T* x, const int64_t* offset, int64_t rows, T* out) {
+  const int64_t pitch = p.planes().pitch, at_once = maximum(p.chunk / pitch, int64_t(1));
+  for (int64_t begin = 0; begin < rows; begin += at_once) {
+    for (int64_t channel = 0; channel < p.out_channels();) {
+      const Block block = block_of(p.taps, p.transposed, channel);
+      T bias[kConvBlock] = {};
+      for (int64_t r = 0; r < block.count && p.bias; ++r) bias[r] = static_cast<const T*>(p.bias)[channel + r];
+      const T* weight = static_cast<const T*>(p.packed) + channel * p.entries();
+      const int64_t entries = p.entries_of(channel);
+      with_constant<kConvBlock>(block.count, [&](auto channels) {
+        for (int64_t row = begin; row < minimum(begin + at_once, rows); ++row) {
+          add_positions<T, decltype(channels)::value>(x + row * pitch, offset, weight, entries, bias, p.width, true,
+                                                      out + channel * p.out_stride[1] + row * p.out_stride[2], p.out_stride[1]);
+        }
+      });
+      channel += block.count;
+    }
+  }
+}
+
 // The positions [at, at + count) of an item's rows `out`.
 template <class T>
 void convolve_chunk(const MaskedConv2d& p, const T* x, const int64_t* offset, int64_t at, int64_t count, T* strips, T* out) {
@@ -234,14 +274,12 @@ void convolve_chunk(const MaskedConv2d& p, const T* x, const int64_t* offset, in
       channel += block.count;
       if (begin > 0 && begin >= entries) continue;
       T* strip = strips + (p.portions() > 1 ? first * p.chunk : 0);
-      for (int64_t r = 0; r < block.count && begin == 0; ++r) {
-        const T bias = p.bias ? static_cast<const T*>(p.bias)[first + r] : T(0);
-        for (int64_t i = 0; i < p.chunk; ++i) strip[r * p.chunk + i] = bias;
-      }
+      T bias[kConvBlock] = {};
+      for (int64_t r = 0; r < block.count && p.bias; ++r) bias[r] = static_cast<const T*>(p.bias)[first + r];
       const T* weight = static_cast<const T*>(p.packed) + first * p.entries() + begin * block.count;
-      const int64_t portion_entries = minimum(portion, entries - begin);
       with_constant<kConvBlock>(block.count, [&](auto channels) {
-        add_strip<T, decltype(channels)::value>(x + at, offset + begin, weight, portion_entries, count, strip, p.chunk);
+        add_positions<T, decltype(channels)::value>(x + at, offset + begin, weight, minimum(portion, entries - begin),
+                                                    begin == 0 ? bias : nullptr, count, false, strip, p.chunk);
       });
       if (begin + portion < entries) continue;
       write_strip(strip, p.chunk, block.count, at, count, pitch, p.width, out + first * p.out_stride[1], p.out_stride);
@@ -263,7 +301,8 @@ void convolve(const MaskedConv2d& p, int64_t begin, int64_t end) {
     if (rows <= 0) continue;
     fill(planes, x, static_cast<const T*>(p.x) + image * p.x_stride[0], p.x_stride, p.channels(), first, rows, p.height, p.width);
     T* out = static_cast<T*>(p.out) + image * p.out_stride[0] + first * p.out_stride[2];
-    const int64_t positions = (rows - 1) * planes.pitch + p.width;
+    const int64_t positions = by_rows<T>(p) ? 0 : (rows - 1) * planes.pitch + p.width;
+    if (by_rows<T>(p)) convolve_rows(p, x + planes.lead, offset, rows, out);
     for (int64_t at = 0; at < positions; at += p.chunk) {
       convolve_chunk(p, x + planes.lead, offset, at, minimum(p.chunk, positions - at), strips, out);
     }
