@@ -54,7 +54,8 @@ constexpr int64_t kConvOutputs = 16;   // outputs whose partial sums they add up
 struct PaddedPlanes {
   int64_t above, below, pitch, lead, size;  // size: of a channel
 
-  constexpr PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
+  // inlined everywhere, or the objects of the instruction sets would share a copy
+  __attribute__((always_inline)) constexpr PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
       : above(!transposed || taps.unmasked ? taps.rows / 2 : 0),
         below(transposed || taps.unmasked ? taps.rows / 2 : 0),
         pitch(width + taps.columns / 2),
@@ -104,7 +105,7 @@ struct MaskedConv2d {
   // A long list is worked through in portions for all channels, which begin where the last one left their sums.
   constexpr int64_t portions() const { return (entries() + kConvEntries - 1) / kConvEntries; }
   constexpr int64_t strip_rows() const { return portions() > 1 ? out_channels() : kConvBlock; }
-  constexpr PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
+  __attribute__((always_inline)) constexpr PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
   constexpr int64_t scratch_bytes() const {
     return scratch_bytes_of(dtype, entries(), channels() * planes().size + strip_rows() * chunk);
   }
@@ -131,7 +132,7 @@ struct MaskedConv2dWeight {
     const int64_t blocks = (taps.outputs + kConvBlock - 1) / kConvBlock;
     return (blocks + parts - 1) / parts * kConvBlock;
   }
-  constexpr PaddedPlanes planes() const { return {taps, false, height, width}; }
+  __attribute__((always_inline)) constexpr PaddedPlanes planes() const { return {taps, false, height, width}; }
   constexpr int64_t scratch_bytes() const {
     return scratch_bytes_of(dtype, taps.entries(), (taps.inputs + part_outputs()) * planes().size);
   }

@@ -378,7 +378,8 @@ void add_block(const T* grad, int64_t plane, const T* x, const int64_t* offset, 
   });
 }
 
-// An item is a group of images with a range of outputs. Where a position is a margin its gradient is zero.
+// An item is a group of images with a range of outputs. Margins take part with a gradient of zero, so a NaN of x beside one also
+// reaches weights that see it from no pixel.
 template <class T>
 void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;
@@ -434,7 +435,6 @@ void sum_groups(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
       for (int64_t o = 0; o < outputs; ++o) sum[o] = partial[o];
       for (int64_t group = 1; group < p.groups; ++group) {
         const T* more = partial + group * (t.entries() + 1) * t.outputs;
-#pragma omp simd
         for (int64_t o = 0; o < outputs; ++o) sum[o] += more[o];
       }
       partial += t.outputs;
