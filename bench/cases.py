@@ -225,6 +225,8 @@ def op_cases(device: str, quick: bool = False) -> list[OpCase]:
         *(OpCase(table.MERGE, shape) for shape in (large, small)),
         OpCase(table.STATE, (100, 5000)),
         *(OpCase(table.LABELS, shape) for shape in ((100, 10), (10000, 10))),
+        *(OpCase(table.masked_conv2d_op(64, 3, "B", channels_last=last), (16, 64, 28, 28)) for last in (False, True)),
+        OpCase(table.masked_conv2d_op(64, 7, "A", x_gradient=False), (16, 1, 28, 28)),
     ]
     if device != "cpu" and not quick:
         wide = (100000, 784)

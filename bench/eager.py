@@ -367,3 +367,28 @@ def label_linear_repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias:
     onehot = torch.eye(labels, dtype=x.dtype, device=x.device).repeat(len(x), 1)
     xy = torch.cat([x.repeat_interleave(labels, 0), onehot], 1)
     return torch.tanh(F.linear(xy, torch.cat([weight, label_weight], 1), bias)).view(len(x), labels, -1)
+
+
+def masked_conv2d(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
+    """The convolution with a masked weight, [N, I, H, W] -> [N, O, H, W]; taps [O, I, kh, kw] of zeros and ones."""
+    return F.conv2d(x, weight * taps, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+
+
+def masked_conv2d_cropped(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
+    """Without the rows of the kernel below the pixel, which are all zero: the padding above is right, the rows below are cut."""
+    rows = weight.shape[2] // 2 + 1
+    cropped = weight[:, :, :rows] * taps[:, :, :rows]
+    return F.conv2d(x, cropped, bias, padding=(rows - 1, weight.shape[3] // 2))[:, :, : x.shape[2]]
+
+
+def masked_conv2d_padded(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
+    """The same with rows added above alone, so that none is computed for nothing."""
+    rows, columns = weight.shape[2] // 2 + 1, weight.shape[3] // 2
+    cropped = weight[:, :, :rows] * taps[:, :, :rows]
+    return F.conv2d(F.pad(x, (0, 0, rows - 1, 0)), cropped, bias, padding=(0, columns))
+
+
+def in_channels_last(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """convolution(weight, bias, x, ...) in the memory format that the library may prefer, from whichever x has."""
+    last = torch.channels_last
+    return lambda weight, bias, x, **kwargs: convolution(weight, bias, x.contiguous(memory_format=last), **kwargs)

@@ -226,3 +226,46 @@ def sample_op(k: int) -> Op:
         gradients=2,
         variant=f"k={k}",
     )
+
+
+def masked_conv2d_op(outputs: int, kernel: int, mask: str, x_gradient: bool = True, channels_last: bool = False) -> Op:
+    """A layer of a PixelCNN on images [N, I, H, W]; the first one, on the data, needs no gradient of its input."""
+
+    def taps(inputs: int) -> Tensor:
+        return reference.causal_mask(mask, outputs, inputs, (kernel, kernel))
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+        weight = _normal((outputs, shape[1], kernel, kernel), generator, shape[1] ** -0.5 / kernel)
+        x = _normal(shape, generator)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        return weight, _normal((outputs,), generator), x
+
+    def rival(form: Function) -> Function:
+        masks: dict[tuple[Any, ...], Tensor] = {}
+
+        def call(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+            key = (x.shape[1], x.device, x.dtype)
+            if key not in masks:
+                masks[key] = taps(x.shape[1]).to(x)
+            return form(weight, bias, x, taps=masks[key])
+
+        return call
+
+    rivals = {
+        "cropped": rival(eager.masked_conv2d_cropped),
+        "cropped, padded": rival(eager.masked_conv2d_padded),
+        "channels last": rival(eager.in_channels_last(eager.masked_conv2d)),
+        "cropped, channels last": rival(eager.in_channels_last(eager.masked_conv2d_padded)),
+    }
+    variant = f"to {outputs}, {kernel}x{kernel} {mask}" + ("" if x_gradient else ", no gradient of x")
+    return Op(
+        "masked_conv2d",
+        draw,
+        lambda weight, bias, x: ops.masked_conv2d(x, weight, bias, mask),
+        rival(eager.masked_conv2d),
+        lambda weight, bias, x: reference.masked_conv2d(x, weight, bias, mask),
+        forward=rivals,
+        by_hand=rivals,
+        gradients=3 if x_gradient else 2,
+        variant=variant + (", channels last" if channels_last else ""),
+    )

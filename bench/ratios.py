@@ -20,6 +20,7 @@ CASES = (
     "importance_state",
     "marginalize_labels",
     "label_linear",
+    "masked_conv2d",
     "steps",
     "classes",
     "L_5000",

@@ -52,6 +52,8 @@ CPU: dict[tuple[str, str], dict[str, Target]] = {
     ("label_linear", "100x784 to 500, 10 classes"): {
         TRAINING: Target({"eager": 1.2, "repeated batch": 7, "compiled repeated batch": 5})
     },
+    ("masked_conv2d", "16x64x28x28 to 64, 3x3 B"): _both((1.45, 1.4), (1.35, 1.3)),
+    ("masked_conv2d", "16x1x28x28 to 64, 7x7 A, no gradient of x"): _both((1.3, 1.25), (1.3, 1.2)),
     **{("steps", f"{model}, exact sum, 10 classes"): {STEP: _EXACT_STEP} for model in ("ADGM", "SDGM")},
     **{("steps", f"{model}, sparse sum, 10 classes"): {STEP: _SPARSE_STEP} for model in ("ADGM", "SDGM")},
     ("classes", "ADGM, sparse sum, 100 classes"): {STEP: Target({"exact sum": 15})},

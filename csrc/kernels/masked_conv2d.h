@@ -27,9 +27,7 @@ struct MaskedTaps {
   // A list of all (tap, input) of which every output sees the first so many: masked inputs before the centre, unmasked inputs
   // everywhere, masked inputs at the centre.
   constexpr int64_t entries() const { return masked() * (before() + 1) + unmasked * all(); }
-  constexpr int64_t entries_of(int64_t output) const {
-    return masked() * before() + unmasked * all() + seen_at_centre(output);
-  }
+  constexpr int64_t entries_of(int64_t output) const { return masked() * before() + unmasked * all() + seen_at_centre(output); }
   constexpr int64_t entry(int64_t input, int64_t tap) const {
     if (input < unmasked) return masked() * before() + input * all() + tap;
     if (tap < before()) return (input - unmasked) * before() + tap;
@@ -46,7 +44,9 @@ struct MaskedTaps {
   }
 };
 
-constexpr int64_t kConvBlock = 4;  // channels that the CPU kernels make at a time
+constexpr int64_t kConvBlock = 4;      // channels that the CPU kernels make at a time
+constexpr int64_t kConvEntries = 160;  // entries whose part of x stays in the nearest cache for a chunk of positions
+constexpr int64_t kConvOutputs = 16;   // outputs whose partial sums they add up at a time
 
 // Where the CPU kernels keep a band of rows of an image: channels one after the other, each row followed by a margin of zeros,
 // which is also the left margin of the next row; rows above and below as far as the taps reach. Positions of a row and its
@@ -54,13 +54,14 @@ constexpr int64_t kConvBlock = 4;  // channels that the CPU kernels make at a ti
 struct PaddedPlanes {
   int64_t above, below, pitch, lead, size;  // size: of a channel
 
-  constexpr PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
+  // inlined everywhere, or the objects of the instruction sets would share a copy
+  __attribute__((always_inline)) constexpr PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
       : above(!transposed || taps.unmasked ? taps.rows / 2 : 0),
         below(transposed || taps.unmasked ? taps.rows / 2 : 0),
         pitch(width + taps.columns / 2),
         lead(above * pitch + (taps.columns / 2 + kAlign - 1) / kAlign * kAlign),
         size((lead + (rows + below) * pitch + taps.columns / 2 + kSlack + kAlign - 1) / kAlign * kAlign) {
-    if (size % 256 == 0) size += kAlign;  // else the channels' same positions meet in one set of the cache
+    if (size / kAlign % 2 == 0) size += kAlign;  // an odd number of cache lines spreads the channels over all of its sets
   }
   constexpr int64_t offset(const MaskedTaps& taps, bool transposed, int64_t tap) const {
     const int64_t forward = (tap / taps.columns - taps.rows / 2) * pitch + tap % taps.columns - taps.columns / 2;
@@ -68,12 +69,12 @@ struct PaddedPlanes {
   }
 
   static constexpr int64_t kAlign = 16;
-  static constexpr int64_t kSlack = 128;  // the kernels' tiles reach so far beyond the last position
+  static constexpr int64_t kSlack = 16;  // the last vector reaches beyond the last position
 };
 
-constexpr int64_t scratch_bytes(DType dtype, int64_t channels, const PaddedPlanes& planes, int64_t entries) {
-  const int64_t bytes = channels * planes.size * (dtype == DType::f64 ? 8 : 4) + entries * int64_t(sizeof(int64_t));
-  return (bytes + 63) / 64 * 64;
+// Their bytes: offsets of the entries, then numbers on a cache line.
+constexpr int64_t scratch_bytes_of(DType dtype, int64_t entries, int64_t numbers) {
+  return (entries + 7) / 8 * 8 * int64_t(sizeof(int64_t)) + numbers * (dtype == DType::f64 ? 8 : 4);
 }
 
 // Sizes and strides are those of [N, C, H, W].
@@ -90,6 +91,7 @@ struct MaskedConv2d {
   int64_t out_stride[4];
   // CPU: an item is one of `bands` bands of rows of an image
   int64_t bands;
+  int64_t chunk;  // positions for which all channels are made before the next, a multiple of kAlign
   void* packed;   // [sources of the output][its channels]: the weights in the order of use, by masked_conv2d_pack
   void* scratch;  // scratch_bytes(), of the thread
 
@@ -100,8 +102,13 @@ struct MaskedConv2d {
   constexpr int64_t entries_of(int64_t out_channel) const {
     return transposed ? taps.sources_of(out_channel) : taps.entries_of(out_channel);
   }
-  constexpr PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
-  constexpr int64_t scratch_bytes() const { return dgmfast::scratch_bytes(dtype, channels(), planes(), entries()); }
+  // A long list is worked through in portions for all channels, which begin where the last one left their sums.
+  constexpr int64_t portions() const { return (entries() + kConvEntries - 1) / kConvEntries; }
+  constexpr int64_t strip_rows() const { return portions() > 1 ? out_channels() : kConvBlock; }
+  __attribute__((always_inline)) constexpr PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
+  constexpr int64_t scratch_bytes() const {
+    return scratch_bytes_of(dtype, entries(), channels() * planes().size + strip_rows() * chunk);
+  }
 };
 
 // The gradient of the weight: partial sums over groups of images, which masked_conv2d_weight_sum adds up.
@@ -116,7 +123,7 @@ struct MaskedConv2dWeight {
   int64_t group;      // CPU: images, CUDA: pixels, of a partial sum
   int64_t groups;     // how many there are
   int64_t parts;      // CPU: an item is a group with one of so many ranges of outputs
-  void* partial;      // [groups, O, entries + 1], the last one for the bias; on CUDA float64 or float32
+  void* partial;      // [groups, entries + 1, O], the last one for the bias; on CUDA float64 or float32
   void* grad_weight;  // [O, I, kh, kw]
   void* grad_bias;    // [O]
   void* scratch;      // CPU: scratch_bytes(), of the thread
@@ -125,15 +132,15 @@ struct MaskedConv2dWeight {
     const int64_t blocks = (taps.outputs + kConvBlock - 1) / kConvBlock;
     return (blocks + parts - 1) / parts * kConvBlock;
   }
-  constexpr PaddedPlanes planes() const { return {taps, false, height, width}; }
+  __attribute__((always_inline)) constexpr PaddedPlanes planes() const { return {taps, false, height, width}; }
   constexpr int64_t scratch_bytes() const {
-    return dgmfast::scratch_bytes(dtype, taps.inputs + part_outputs(), planes(), taps.entries());
+    return scratch_bytes_of(dtype, taps.entries(), (taps.inputs + part_outputs()) * planes().size);
   }
 };
 
 DGMFAST_KERNEL(masked_conv2d_pack, MaskedConv2d)  // CPU only; an item is an output channel
 DGMFAST_KERNEL(masked_conv2d, MaskedConv2d)
 DGMFAST_KERNEL(masked_conv2d_weight, MaskedConv2dWeight)
-DGMFAST_KERNEL(masked_conv2d_weight_sum, MaskedConv2dWeight)  // an item is an output channel
+DGMFAST_KERNEL(masked_conv2d_weight_sum, MaskedConv2dWeight)  // CPU only; an item is kConvOutputs output channels
 
 }  // namespace dgmfast

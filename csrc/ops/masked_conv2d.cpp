@@ -80,6 +80,16 @@ void run_with_scratch(const Tensor& like, Params params, int64_t items, CpuKerne
   });
 }
 
+// As many positions as keep what a portion of the entries reads of x in 16 KB.
+int64_t chunk_of(const MaskedConv2d& p) {
+  constexpr int64_t most = 960, step = 48;  // whole tiles of any kernel
+  if (p.out_channels() <= kConvBlock) return most;
+  const int64_t rows = p.planes().above + p.planes().below + 1;
+  const int64_t lines = std::min(p.channels() * rows, kConvEntries * rows / std::max<int64_t>(1, p.taps.before()));
+  const int64_t fits = 16384 / (p.dtype == DType::f64 ? 8 : 4) / std::max<int64_t>(1, lines);
+  return std::clamp(fits / step * step, step, most);
+}
+
 // The output's values, or with `transposed` the gradient of the input, from x, the gradient of the output.
 void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Tensor& weight_, const OptionalTensor& bias_,
               const Tensor& out) {
@@ -94,6 +104,7 @@ void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Te
   if (x.is_cuda()) return launch(x.device(), params, 1, 1, cpu::masked_conv2d, cuda::masked_conv2d);
   const int64_t items = 4 * at::get_num_threads();  // that leave no thread without work
   params.bands = std::clamp<int64_t>((items + params.batch - 1) / params.batch, 1, std::max<int64_t>(1, params.height / 4));
+  params.chunk = chunk_of(params);
   const Tensor packed = at::empty({params.out_channels(), params.entries()}, x.options());
   params.packed = packed.mutable_data_ptr();
   launch(x.device(), params, params.out_channels(), params.entries(), cpu::masked_conv2d_pack, cuda::masked_conv2d);
@@ -133,12 +144,13 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
   copy_strides(x, params.x_stride), copy_strides(grad, params.grad_stride);
   split(params, x);
   const auto sum_type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor partial = at::empty({params.groups, taps.outputs, taps.entries() + 1}, x.options().dtype(sum_type));
+  const Tensor partial = at::empty({params.groups, taps.entries() + 1, taps.outputs}, x.options().dtype(sum_type));
   params.partial = partial.mutable_data_ptr(), params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_bias = grad_bias.numel() ? grad_bias.mutable_data_ptr() : nullptr;
   if (x.is_cpu()) run_with_scratch(x, params, params.groups * params.parts, cpu::masked_conv2d_weight);
-  const int64_t items = x.is_cpu() ? taps.outputs : 1;
-  launch(x.device(), params, items, params.groups * taps.entries(), cpu::masked_conv2d_weight_sum, cuda::masked_conv2d_weight);
+  const int64_t items = x.is_cpu() ? (taps.outputs + kConvOutputs - 1) / kConvOutputs : 1;
+  launch(x.device(), params, items, params.groups * taps.entries() * kConvOutputs, cpu::masked_conv2d_weight_sum,
+         cuda::masked_conv2d_weight);
 }
 
 Gradients backward(const Tensor& grad, const Tensor& x, const Tensor& weight, Name mask, int64_t colors, int64_t unmasked,
