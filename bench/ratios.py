@@ -24,6 +24,7 @@ CASES = (
     "steps",
     "classes",
     "L_5000",
+    "image_steps",
     "sampling",
 )
 RIVALS = (
