@@ -84,6 +84,9 @@ def _contenders(model: VAE, x: Tensor, k: int, context: Context, exact: Check) -
 
     plain = partial(eager_likelihood.eager_log_likelihood, model)
     found = [Contender("ours", ours, units=len(x), check=exact), _at_best_chunk("eager", plain, x, k, chunks)]
+    if kind == "cpu" and context.threads > 1:
+        threaded = partial(eager_likelihood.threaded_log_likelihood, model)
+        found.append(_at_best_chunk("eager, threads of Python", threaded, x, k, chunks))
     if context.compile:
         weights = partial(eager_likelihood.vae_log_weights, log_px=eager.bernoulli_log_prob_pointwise)
         compiled = torch.compile(weights, fullgraph=True, dynamic=False)
