@@ -18,14 +18,14 @@ constexpr int64_t kPanel = kPanelBytes / int64_t(sizeof(T));
 struct PixelLayer {
   int64_t inputs, outputs, groups;
   int64_t kernel_rows, kernel_columns;
-  bool own_group;       // mask B
-  bool relu, residual;  // conv(relu(h)); conv(...) + h
-  const void* weight;   // the groups one after the other, each [panels][depth(group)][kPanel], zero beyond its outputs
-  const void* context;  // what is added, [outputs] at each pixel
-  int64_t context_image, context_pixel;  // the strides of that; 0: a bias
+  bool own_group;                 // mask B
+  bool relu, residual;            // conv(relu(h)); conv(...) + h
+  const void* weight = nullptr;   // the groups one after the other, each [panels][depth(group)][kPanel], zero beyond its outputs
+  const void* context = nullptr;  // what is added, [outputs] at each pixel
+  int64_t context_image = 0, context_pixel = 0;  // the strides of that; 0: a bias
   // in the workspace of an image:
-  int64_t ring;   // what the convolution reads, [rows()][columns(width)][inputs]; relu is done, the padding is zero
-  int64_t pixel;  // h itself at the pixel, [inputs]
+  int64_t ring = 0;   // what the convolution reads, [rows()][columns(width)][inputs]; relu is done, the padding is zero
+  int64_t pixel = 0;  // h itself at the pixel, [inputs]
 
   constexpr int64_t rows() const { return kernel_rows / 2 + 1; }
   constexpr int64_t columns(int64_t width) const { return width + kernel_columns - 1; }
