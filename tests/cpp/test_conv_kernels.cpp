@@ -116,7 +116,7 @@ void both_ways(const Problem& problem, bool channels_last, int64_t bands, int64_
   }
   for (size_t i = 0; i < grad_x.data.size(); ++i) CHECK(near(grad_x.data[i], exact_x[i], t.sources()));
 
-  for (const auto [group, parts] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}, {problem.batch, 100}}) {
+  for (const auto& [group, parts] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}, {problem.batch, 100}}) {
     MaskedConv2dWeight q{};
     q.taps = t, q.dtype = dtype_of<T>(), q.batch = problem.batch, q.height = problem.height, q.width = problem.width;
     q.x = x.data.data(), q.grad = grad.data.data(), q.group = group, q.groups = (problem.batch + group - 1) / group;

@@ -126,7 +126,7 @@ void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)
   const bool by_channel = stride[1] != 1 || stride[3] == 1;
   for (int64_t row = -planes.above; row < rows + planes.below; ++row) {
     const bool inside = first + row >= 0 && first + row < height;
-    const T* from = x + (first + row) * stride[2];
+    const T* from = inside && channels > 0 ? x + (first + row) * stride[2] : nullptr;
     T* target = to + planes.lead + row * planes.pitch;
     for (int64_t c = 0; c < channels && (!inside || by_channel); ++c) {
       if (!inside) {
