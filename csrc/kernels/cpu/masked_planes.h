@@ -1,0 +1,149 @@
+// What the kernels of masked_conv2d share: vectors, the list of taps, and padded planes of an image. Internal linkage throughout.
+#pragma once
+
+#include "kernels/cpu/rows.h"
+#include "kernels/masked_conv2d.h"
+
+namespace dgmfast {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Written with vector types, because the compiler keeps no tile of sums in registers for an `omp simd` loop.
+template <class T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  typedef typename Bits<T>::Int Index __attribute__((vector_size(kVectorBytes)));
+  static constexpr int count = kVectorBytes / sizeof(T);
+};
+template <class T>
+using Vector = typename Lanes<T>::Vector;
+
+template <class T>
+DGMFAST_FN Vector<T> load(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+template <class T>
+DGMFAST_FN void store(T* to, Vector<T> value) {
+  *reinterpret_cast<Vector<T>*>(to) = value;
+}
+
+// Vectors beside `rows` channels: the most sums that leave registers for the operands, and at least eight to hide the latency.
+constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
+
+// body(channel, tap) for the list that MaskedTaps describes, in order.
+template <class Body>
+DGMFAST_FN void for_each_entry(const MaskedTaps& t, bool transposed, Body body) {
+  if (transposed) {
+    for (int64_t o = 0; o < t.outputs; ++o) {
+      for (int64_t tap = 0; tap < t.before(); ++tap) body(o, tap);
+    }
+    for (int64_t o = t.outputs - 1; o >= 0; --o) body(o, t.before());
+    for (int64_t o = 0; o < t.outputs && t.unmasked; ++o) {
+      for (int64_t tap = t.before() + 1; tap < t.all(); ++tap) body(o, tap);
+    }
+    return;
+  }
+  for (int64_t c = t.unmasked; c < t.inputs; ++c) {
+    for (int64_t tap = 0; tap < t.before(); ++tap) body(c, tap);
+  }
+  for (int64_t c = 0; c < t.unmasked; ++c) {
+    for (int64_t tap = 0; tap < t.all(); ++tap) body(c, tap);
+  }
+  for (int64_t c = t.unmasked; c < t.inputs; ++c) body(c, t.before());
+}
+
+inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPlanes& planes, int64_t* offset) {
+  for_each_entry(taps, transposed,
+                 [&](int64_t channel, int64_t tap) { *offset++ = channel * planes.size + planes.offset(taps, transposed, tap); });
+}
+
+template <class T>
+DGMFAST_FN T* first_number(int64_t* offset, int64_t entries) {
+  return reinterpret_cast<T*>(offset + (entries + 7) / 8 * 8);
+}
+
+// Channels that are made together: neighbours of one group, because those see the same.
+struct Block {
+  int64_t first, count;
+};
+
+inline Block block_from(int64_t channel, int64_t first, int64_t group) {
+  const int64_t start = first + (group ? (channel - first) / group * group : 0);
+  const int64_t block = start + (channel - start) / kConvBlock * kConvBlock;
+  return {block, minimum(kConvBlock, start + group - block)};
+}
+inline Block block_of(const MaskedTaps& taps, bool transposed, int64_t channel) {
+  if (!transposed) return block_from(channel, 0, taps.group_out());
+  if (channel < taps.unmasked) return block_from(channel, 0, taps.unmasked);
+  return block_from(channel, taps.unmasked, taps.group_in());
+}
+template <class T>
+DGMFAST_FN void copy(T* to, const T* from, int64_t n) {
+  constexpr int64_t lanes = Lanes<T>::count;
+  if (n < lanes) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    return;
+  }
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int64_t at = minimum(i, n - lanes);
+    store(to + at, load(from + at));
+  }
+}
+
+template <class T>
+DGMFAST_FN void clear(T* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
+}
+
+// The rows [first, first + rows) of an image with those around them; margins are zero before.
+template <class T>
+void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)[4], int64_t channels, int64_t first,
+          int64_t rows, int64_t height, int64_t width) {
+  constexpr int64_t kColumnsAtOnce = 16;
+  const bool by_channel = stride[1] != 1 || stride[3] == 1;
+  for (int64_t row = -planes.above; row < rows + planes.below; ++row) {
+    const bool inside = first + row >= 0 && first + row < height;
+    const T* from = inside && channels > 0 ? x + (first + row) * stride[2] : nullptr;
+    T* target = to + planes.lead + row * planes.pitch;
+    for (int64_t c = 0; c < channels && (!inside || by_channel); ++c) {
+      if (!inside) {
+        clear(target + c * planes.size, width);
+      } else if (stride[3] == 1) {
+        copy(target + c * planes.size, from + c * stride[1], width);
+      } else {
+        for (int64_t i = 0; i < width; ++i) target[c * planes.size + i] = from[c * stride[1] + i * stride[3]];
+      }
+    }
+    if (!inside || by_channel) continue;
+    for (int64_t column = 0; column < width; column += kColumnsAtOnce) {
+      const int64_t last = minimum(column + kColumnsAtOnce, width);
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t i = column; i < last; ++i) target[c * planes.size + i] = from[i * stride[3] + c];
+      }
+    }
+  }
+}
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// body(Constant<n>), 1 <= n <= kMost.
+template <int kMost, class Body>
+DGMFAST_FN void with_constant(int64_t n, Body body) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_constant<kMost - 1>(n, body);
+  }
+  body(Constant<kMost>());
+}
+
+}  // namespace
+}  // namespace dgmfast
