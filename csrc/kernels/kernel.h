@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <stdexcept>
 
+// For the member functions of parameter structs: inlined everywhere, or the objects of the instruction sets would share a copy.
+#define DGMFAST_GEOMETRY __attribute__((always_inline)) constexpr
+
 namespace dgmfast {
 
 enum class Isa : int { baseline, avx2, avx512 };

@@ -1,6 +1,5 @@
 #pragma once
 
-#include "kernels/geometry.h"
 #include "kernels/kernel.h"
 #include "kernels/rows.h"
 

@@ -1,7 +1,6 @@
 // Draws images pixel by pixel from a stack of causal convolutions, every activation computed once.
 #pragma once
 
-#include "kernels/geometry.h"
 #include "kernels/kernel.h"
 #include "kernels/rows.h"
 
