@@ -105,6 +105,27 @@ def test_completion_keeps_what_is_given_and_draws_the_exact_conditional():
     assert not torch.equal(model.complete(x[:9], keep, seed=2), drawn[:9])
 
 
+@pytest.mark.parametrize("keep", [torch.ones(7).bool(), torch.ones(1, 1, 12).bool(), torch.ones(2, 12).bool(), torch.ones(12)])
+def test_what_to_keep_is_checked(keep):
+    with pytest.raises(InputError, match="keep must be bool"):
+        models.create("pixelcnn", x_dim=12, image=(1, 3, 4)).complete(torch.zeros(3, 12), keep)
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "fame", "fame-noconcat"])
+def test_no_rows(name):
+    model = (models.create("pixelcnn", x_dim=6, image=(1, 2, 3), maps=4).double() if name == "pixelcnn" else make(name)).eval()
+    none = torch.zeros(0, model.x_dim, dtype=torch.float64)
+    assert model.sample(0).shape == model.reconstruct(none).shape == none.shape
+    assert model.log_weights(none, 3).shape == (0, 3)
+    if name == "pixelcnn":
+        assert model.complete(none, torch.ones(model.x_dim).bool()).shape == none.shape
+
+
+def test_the_widest_layer_may_be_the_last():
+    output = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, likelihood="categorical", levels=9).output
+    assert output.row_numbers == 9 * 12
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -114,9 +135,12 @@ def test_completion_keeps_what_is_given_and_draws_the_exact_conditional():
         ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, categorical, logistic"),
         ({"tail": 0}, "tail must be a whole number of at least 1"),
         ({"maps": 2.5}, "maps must be a whole number"),
-        ({"kernel": 2}, "kernel_size must be odd"),
+        ({"kernel": 2}, "kernel must be odd"),
+        ({"first_kernel": 3.0}, "first_kernel must be odd"),
+        ({"image": (1, 3, 4.5)}, r"image must be \(C, H, W\); got \(1, 3, 4.5\)"),
         ({"image": (3, 2, 2), "maps": 4}, "colors must divide"),
-        ({"likelihood": "categorical", "levels": 1}, "levels must be at least 2"),
+        ({"likelihood": "categorical", "levels": 1}, "levels must be a whole number of at least 2"),
+        ({"likelihood": "categorical", "levels": 2.5}, "levels must be a whole number of at least 2"),
     ],
 )
 def test_settings_that_are_refused(settings, told):
@@ -176,6 +200,7 @@ def test_fame_without_concatenation_takes_one_pass():
         ({"dense": (2, 0)}, "dense must be a positive whole number"),
         ({"concatenate": 1}, "concatenate must be true or false"),
         ({"condition": 0, "concatenate": False}, "condition must be at least 1"),
+        ({"kernel": 2, "concatenate": False}, "kernel must be odd"),
     ],
 )
 def test_fame_settings_that_are_refused(settings, told):
