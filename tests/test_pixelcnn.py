@@ -197,6 +197,7 @@ def test_fame_without_concatenation_takes_one_pass():
     ("settings", "told"),
     [
         ({"maps": (2,)}, "latent, maps and dense must have one entry per layer"),
+        ({"maps": 2}, "latent, maps and dense must have one entry per layer"),
         ({"dense": (2, 0)}, "dense must be a positive whole number"),
         ({"concatenate": 1}, "concatenate must be true or false"),
         ({"condition": 0, "concatenate": False}, "condition must be at least 1"),
@@ -224,6 +225,13 @@ def test_any_model_may_have_a_pixelcnn_as_its_output(name):
             torch.testing.assert_close(model.output.log_prob(terms.decoded[:, :, c], x.unsqueeze(1)), terms.log_px[:, :, c])
     if name == "sdgm":
         assert Objective(label_sum="sparse").loss(model, x, None, 1.0, 0)[0].isfinite()
+
+
+def test_a_mesh_of_z2_shows_draws_of_autoregressive_pixels():
+    model = models.create("cagem", x_dim=16, likelihood="pixelcnn", num_classes=3)
+    shown = model.decode_z2(torch.zeros(2, 1, model.latent[1]), Noise(0))
+    assert not models.create("potential").autoregressive  # nor has it an output
+    assert model.autoregressive and shown.shape == (2, 16) and bool(((shown == 0) | (shown == 1)).all())
 
 
 TINY_RECIPES = {
