@@ -282,6 +282,19 @@ def test_wide_feature_maps_stream_in_small_blocks():
     assert block_shape(models.create("vae"), 5000, torch.device("cpu"))[1] == 500
 
 
+def test_wide_feature_maps_are_encoded_in_small_parts(monkeypatch):
+    """512 rows of a PixelCNN over 256 levels of colour images would take gigabytes."""
+    from dgmfast import _streaming
+
+    model = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, blocks=0, tail=1)
+    monkeypatch.setitem(_streaming.FEW_NUMBERS, "cpu", 8 * model.output.row_numbers)
+    rows, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda x, y: rows.append(len(x)) or encode(x, y))
+    x = (torch.rand(20, 12) < 0.4).float()
+    torch.testing.assert_close(evaluate.log_likelihood(model, x, k=1).log_px.float(), model.log_prob(x))
+    assert set(rows) == {8}
+
+
 def test_figures_refuse_other_models(tmp_path):
     x = torch.zeros(2, 6, dtype=torch.float64)
     with pytest.raises(InputError, match="masking_study: expected a FAME"):
