@@ -37,7 +37,7 @@ def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, 
         side = math.isqrt(x_dim // channels)
         if channels * side * side == x_dim:
             return channels, side, side
-    raise InputError(f"image must be given as (C, H, W), because x_dim, {x_dim}, is no square grey or colour image")
+    raise InputError(f"x_dim must be of a square grey or colour image, or image be (C, H, W), where a model has it; got {x_dim}")
 
 
 class PixelCNNDecoder(nn.Module):

@@ -131,7 +131,7 @@ def test_the_widest_layer_may_be_the_last():
     [
         ({"image": (1, 2, 2)}, r"image must be \(C, H, W\) of 12 numbers"),
         ({"image": 5}, r"image must be \(C, H, W\); got 5"),
-        ({"image": None, "x_dim": 14}, "image must be given"),
+        ({"image": None, "x_dim": 14}, "x_dim must be of a square grey or colour image"),
         ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, categorical, logistic"),
         ({"tail": 0}, "tail must be a whole number of at least 1"),
         ({"maps": 2.5}, "maps must be a whole number"),
