@@ -12,6 +12,14 @@ from dgmfast.errors import InputError
 from dgmfast.reference import causal_mask
 
 
+def odd_size(name: str, size: Any) -> tuple[int, int]:
+    """The kernel (height, width) that `size`, one odd number or two, stands for."""
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(pair) != 2 or any(type(n) is not int or n < 1 or n % 2 == 0 for n in pair):
+        raise InputError(f"{name} must be odd and positive; got {size!r}")
+    return pair[0], pair[1]
+
+
 class MaskedConv2d(nn.Conv2d):
     """A convolution of "same" size whose outputs see only what precedes them in raster order: [N, I, H, W] -> [N, O, H, W].
 
@@ -31,10 +39,10 @@ class MaskedConv2d(nn.Conv2d):
         colors: int = 1,
         unmasked_inputs: int = 0,
         bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(size) != 2 or any(not isinstance(n, int) or n < 1 or n % 2 == 0 for n in size):
-            raise InputError(f"kernel_size must be odd and positive; got {kernel_size!r}")
+        size = odd_size("kernel_size", kernel_size)
         if mask not in ("A", "B"):
             raise InputError(f"mask must be A or B; got {mask!r}")
         if not 0 <= unmasked_inputs <= in_channels:
@@ -44,7 +52,8 @@ class MaskedConv2d(nn.Conv2d):
                 f"colors must divide the {in_channels - unmasked_inputs} masked input and {out_channels} output channels; "
                 f"got {colors}"
             )
-        super().__init__(in_channels, out_channels, size, padding=(size[0] // 2, size[1] // 2), bias=bias)
+        padding = (size[0] // 2, size[1] // 2)
+        super().__init__(in_channels, out_channels, size, padding=padding, bias=bias, device=device, dtype=dtype)
         self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs
         self.hide()
 

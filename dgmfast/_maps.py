@@ -19,8 +19,9 @@ class OverRows(nn.Sequential):
         self.shape = shape
 
     def forward(self, h: Tensor) -> Tensor:
-        images = super().forward(h.reshape(-1, *self.shape))
-        return images.view(*h.shape[:-1], -1)  # type: ignore[no-any-return]
+        rows = h.shape[:-1]
+        images = super().forward(h.reshape(math.prod(rows), *self.shape))
+        return images.view(*rows, math.prod(images.shape[1:]))  # type: ignore[no-any-return]
 
 
 class ConvUp(OverRows):

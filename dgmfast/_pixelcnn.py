@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgmfast._conv import MaskedConv2d
+from dgmfast._conv import MaskedConv2d, odd_size
 from dgmfast.errors import InputError
 from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
 
@@ -26,7 +27,7 @@ def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, 
     """
     if image is not None:
         try:
-            shape = tuple(int(size) for size in image)
+            shape = tuple(operator.index(size) for size in image)
         except (TypeError, ValueError) as error:
             raise InputError(f"image must be (C, H, W); got {image!r}") from error
         if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != x_dim:
@@ -36,7 +37,7 @@ def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, 
         side = math.isqrt(x_dim // channels)
         if channels * side * side == x_dim:
             return channels, side, side
-    raise InputError(f"image must be given as (C, H, W), because x_dim, {x_dim}, is no square grey or colour image")
+    raise InputError(f"x_dim must be of a square grey or colour image, or image be (C, H, W), where a model has it; got {x_dim}")
 
 
 class PixelCNNDecoder(nn.Module):
@@ -74,16 +75,17 @@ class PixelCNNDecoder(nn.Module):
             raise InputError(f"likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
         self.distribution = PixelOutput(likelihood, 2 if likelihood == "bernoulli" else levels)
         colors, out = image[0], self.distribution.channels(image[0])
-        self.row_numbers = maps * image[1] * image[2]  # of the widest layer, for one row
+        size, first_size = odd_size("kernel", kernel), odd_size("first_kernel", first_kernel)
+        self.row_numbers = max(maps, out) * image[1] * image[2]  # of the widest layer, for one row
 
-        def conv(n_in: int, n_out: int, size: int, mask: str = "B") -> Any:
+        def conv(n_in: int, n_out: int, size: tuple[int, int], mask: str = "B") -> Any:
             if autoregressive:
                 return MaskedConv2d(n_in, n_out, size, mask, colors, condition if mask == "A" else 0)
-            return nn.Conv2d(n_in, n_out, size, padding=size // 2)
+            return nn.Conv2d(n_in, n_out, size, padding=(size[0] // 2, size[1] // 2))
 
-        self.first = conv(condition + (colors if autoregressive else 0), maps, first_kernel, "A")
-        self.blocks = nn.ModuleList(conv(maps, maps, kernel) for _ in range(blocks))
-        self.tail = nn.ModuleList(conv(maps, out if i == tail - 1 else maps, kernel) for i in range(tail))
+        self.first = conv(condition + (colors if autoregressive else 0), maps, first_size, "A")
+        self.blocks = nn.ModuleList(conv(maps, maps, size) for _ in range(blocks))
+        self.tail = nn.ModuleList(conv(maps, out if i == tail - 1 else maps, size) for i in range(tail))
 
     def layers(self) -> list[CausalLayer]:
         """What `forward` computes, in order."""
@@ -137,7 +139,7 @@ class PixelCNNDecoder(nn.Module):
         uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
         maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
         x = sample_pixels(self.layers(), self.distribution, uniforms, maps, observed, keep, temperature, progress)
-        return x.view(n, 1, -1)
+        return x.view(n, 1, math.prod(self.image))
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:

@@ -23,7 +23,7 @@ from dgmfast.ops import ImportanceState
 # Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
 # k and the model alone, so that no result depends on the chunk. On a CPU a block keeps the widest layer in a core's cache, but
 # for at least 512 rows; narrow layers take more, because there the calls are what costs. Feature maps are wider than either: of
-# those a block holds FEW_NUMBERS, or one row.
+# those a block, and what is encoded at once, holds FEW_NUMBERS, or one row.
 CACHED_NUMBERS = 2**18
 FEW_NUMBERS = {"cpu": 2**21, "cuda": 2**28}
 CPU_ROWS = (512, 8192)
@@ -112,7 +112,8 @@ def stream(
 
     first_row: the number of x[0] in the noise. advance: told of samples (of one row) that are done; finished: of more rows.
     """
-    draws, halved = _Draws(model, sampling, x.device), _Halved("rows encoded at once")
+    draws = _Draws(model, sampling, x.device)
+    halved = _Halved("rows encoded at once", min(ENCODER_BLOCK, 2 ** int(math.log2(_few(model, x.device)))))
     training = model.training
 
     def blocks() -> Iterator[_Block]:
@@ -262,10 +263,10 @@ def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> Impor
 
 
 class _Halved:
-    """Work on n things, in parts that are halved for good where memory runs out."""
+    """Work on n things, at most `most` at a time if it is given, in parts that are halved for good where memory runs out."""
 
-    def __init__(self, things: str) -> None:
-        self.things, self.most = things, 0
+    def __init__(self, things: str, most: int = 0) -> None:
+        self.things, self.most, self.warned = things, most, False
 
     def run(self, n: int, work: Callable[[int, int], T]) -> list[T]:
         """work(first, count) of parts that follow each other."""
@@ -280,8 +281,9 @@ class _Halved:
             except (MemoryError, RuntimeError) as error:
                 if count == 1 or not out_of_memory(error):
                     raise
-                if not self.most:
+                if not self.warned:
                     warnings.warn(f"log_likelihood: out of memory with {count} {self.things}: halved", stacklevel=2)
+                self.warned = True
                 self.most = most = (count + 1) // 2
         return results
 
@@ -310,10 +312,14 @@ def _widths(model: GenerativeModel) -> list[int]:
     return [*linear, *(m.row_numbers for m in model.modules() if isinstance(m, PixelCNNDecoder))] or [1]
 
 
+def _few(model: GenerativeModel, device: torch.device) -> int:
+    """Rows of which the widest layer makes FEW_NUMBERS."""
+    return max(1, FEW_NUMBERS["cpu" if device.type == "cpu" else "cuda"] // max(_widths(model)))
+
+
 def block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
     """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
-    widest = max(_widths(model))
-    limit = max(1, FEW_NUMBERS["cpu" if device.type == "cpu" else "cuda"] // widest)
+    widest, limit = max(_widths(model)), _few(model, device)
     least, most = CPU_ROWS
     size = min(limit, max(least, min(most, CACHED_NUMBERS // widest)) if device.type == "cpu" else CUDA_ROWS)
     samples = math.ceil(k / math.ceil(k / size))

@@ -34,8 +34,8 @@ class PixelOutput:
     def __post_init__(self) -> None:
         if self.kind not in _PARAMETERS:
             raise InputError(f"kind must be one of {', '.join(_PARAMETERS)}; got {self.kind!r}")
-        if self.levels < 2 or (self.kind == "bernoulli" and self.levels != 2):
-            expected = "2 for bernoulli" if self.kind == "bernoulli" else "at least 2"
+        if not isinstance(self.levels, int) or self.levels < 2 or (self.kind == "bernoulli" and self.levels != 2):
+            expected = "2 for bernoulli" if self.kind == "bernoulli" else "a whole number of at least 2"
             raise InputError(f"levels must be {expected}; got {self.levels}")
 
     def channels(self, colors: int) -> int:

@@ -105,18 +105,42 @@ def test_completion_keeps_what_is_given_and_draws_the_exact_conditional():
     assert not torch.equal(model.complete(x[:9], keep, seed=2), drawn[:9])
 
 
+@pytest.mark.parametrize("keep", [torch.ones(7).bool(), torch.ones(1, 1, 12).bool(), torch.ones(2, 12).bool(), torch.ones(12)])
+def test_what_to_keep_is_checked(keep):
+    with pytest.raises(InputError, match="keep must be bool"):
+        models.create("pixelcnn", x_dim=12, image=(1, 3, 4)).complete(torch.zeros(3, 12), keep)
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "fame", "fame-noconcat"])
+def test_no_rows(name):
+    model = (models.create("pixelcnn", x_dim=6, image=(1, 2, 3), maps=4).double() if name == "pixelcnn" else make(name)).eval()
+    none = torch.zeros(0, model.x_dim, dtype=torch.float64)
+    assert model.sample(0).shape == model.reconstruct(none).shape == none.shape
+    assert model.log_weights(none, 3).shape == (0, 3)
+    if name == "pixelcnn":
+        assert model.complete(none, torch.ones(model.x_dim).bool()).shape == none.shape
+
+
+def test_the_widest_layer_may_be_the_last():
+    output = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, likelihood="categorical", levels=9).output
+    assert output.row_numbers == 9 * 12
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"image": (1, 2, 2)}, r"image must be \(C, H, W\) of 12 numbers"),
         ({"image": 5}, r"image must be \(C, H, W\); got 5"),
-        ({"image": None, "x_dim": 14}, "image must be given"),
+        ({"image": None, "x_dim": 14}, "x_dim must be of a square grey or colour image"),
         ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, categorical, logistic"),
         ({"tail": 0}, "tail must be a whole number of at least 1"),
         ({"maps": 2.5}, "maps must be a whole number"),
-        ({"kernel": 2}, "kernel_size must be odd"),
+        ({"kernel": 2}, "kernel must be odd"),
+        ({"first_kernel": 3.0}, "first_kernel must be odd"),
+        ({"image": (1, 3, 4.5)}, r"image must be \(C, H, W\); got \(1, 3, 4.5\)"),
         ({"image": (3, 2, 2), "maps": 4}, "colors must divide"),
-        ({"likelihood": "categorical", "levels": 1}, "levels must be at least 2"),
+        ({"likelihood": "categorical", "levels": 1}, "levels must be a whole number of at least 2"),
+        ({"likelihood": "categorical", "levels": 2.5}, "levels must be a whole number of at least 2"),
     ],
 )
 def test_settings_that_are_refused(settings, told):
@@ -173,9 +197,11 @@ def test_fame_without_concatenation_takes_one_pass():
     ("settings", "told"),
     [
         ({"maps": (2,)}, "latent, maps and dense must have one entry per layer"),
+        ({"maps": 2}, "latent, maps and dense must have one entry per layer"),
         ({"dense": (2, 0)}, "dense must be a positive whole number"),
         ({"concatenate": 1}, "concatenate must be true or false"),
         ({"condition": 0, "concatenate": False}, "condition must be at least 1"),
+        ({"kernel": 2, "concatenate": False}, "kernel must be odd"),
     ],
 )
 def test_fame_settings_that_are_refused(settings, told):
@@ -199,6 +225,13 @@ def test_any_model_may_have_a_pixelcnn_as_its_output(name):
             torch.testing.assert_close(model.output.log_prob(terms.decoded[:, :, c], x.unsqueeze(1)), terms.log_px[:, :, c])
     if name == "sdgm":
         assert Objective(label_sum="sparse").loss(model, x, None, 1.0, 0)[0].isfinite()
+
+
+def test_a_mesh_of_z2_shows_draws_of_autoregressive_pixels():
+    model = models.create("cagem", x_dim=16, likelihood="pixelcnn", num_classes=3)
+    shown = model.decode_z2(torch.zeros(2, 1, model.latent[1]), Noise(0))
+    assert not models.create("potential").autoregressive  # nor has it an output
+    assert model.autoregressive and shown.shape == (2, 16) and bool(((shown == 0) | (shown == 1)).all())
 
 
 TINY_RECIPES = {
@@ -247,6 +280,19 @@ def test_wide_feature_maps_stream_in_small_blocks():
     rows, samples = block_shape(models.create("fame"), 5000, torch.device("cpu"))
     assert rows * samples * 64 * 784 <= 2**21
     assert block_shape(models.create("vae"), 5000, torch.device("cpu"))[1] == 500
+
+
+def test_wide_feature_maps_are_encoded_in_small_parts(monkeypatch):
+    """512 rows of a PixelCNN over 256 levels of colour images would take gigabytes."""
+    from dgmfast import _streaming
+
+    model = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, blocks=0, tail=1)
+    monkeypatch.setitem(_streaming.FEW_NUMBERS, "cpu", 8 * model.output.row_numbers)
+    rows, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda x, y: rows.append(len(x)) or encode(x, y))
+    x = (torch.rand(20, 12) < 0.4).float()
+    torch.testing.assert_close(evaluate.log_likelihood(model, x, k=1).log_px.float(), model.log_prob(x))
+    assert set(rows) == {8}
 
 
 def test_figures_refuse_other_models(tmp_path):

@@ -363,7 +363,7 @@ def test_errors(name: str) -> None:
 def test_errors_of_outputs() -> None:
     with pytest.raises(InputError, match="kind must be one of bernoulli, categorical, logistic; got 'normal'"):
         PixelOutput("normal")
-    with pytest.raises(InputError, match="levels must be at least 2; got 1"):
+    with pytest.raises(InputError, match="levels must be a whole number of at least 2; got 1"):
         PixelOutput("logistic", 1)
     with pytest.raises(InputError, match="levels must be 2 for bernoulli; got 3"):
         PixelOutput("bernoulli", 3)

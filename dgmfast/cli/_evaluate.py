@@ -193,7 +193,7 @@ def sample(
     from dgmfast import plots
 
     run = _run.open_run(folder)
-    with tqdm(unit="row of pixels", disable=not progress, leave=False) as bar:
+    with tqdm(unit="row of pixels", disable=not (progress and run.model.autoregressive), leave=False) as bar:
 
         def advance(done: int, of: int) -> None:
             bar.total = of

@@ -225,11 +225,22 @@ class GenerativeModel(nn.Module):
         if n < 0:
             raise InputError(f"sample: n must be at least 0; got {n}")
         self._check_labels("sample", y, n, next(self.parameters()).device)
-        h = self.prior(n, Noise(seed), y)
-        if isinstance(self.output, PixelCNNDecoder) and self.output.autoregressive:
-            return self.output.generate(h, Noise(seed), temperature=temperature, progress=progress).squeeze(1)
-        if temperature != 1.0:
+        if temperature != 1.0 and not self.autoregressive:
             raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
+        return self.shown(self.prior(n, Noise(seed), y), Noise(seed), temperature, progress)
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether p(x | latents) draws a pixel given those before it."""
+        output = getattr(self, "output", None)  # a potential has none
+        return isinstance(output, PixelCNNDecoder) and output.autoregressive
+
+    def shown(
+        self, h: Tensor, noise: Noise, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Of p(x|h), h [n, 1, ...], the mean, or a draw of autoregressive pixels: [n, D]."""
+        if isinstance(self.output, PixelCNNDecoder) and self.output.autoregressive:
+            return self.output.generate(h, noise, temperature=temperature, progress=progress).squeeze(1)
         return self.output.mean(h).squeeze(1)
 
     @torch.no_grad()

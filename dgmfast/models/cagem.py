@@ -106,8 +106,8 @@ class CaGeM(LabelModel):
         return self._decode_z2(z2, noise, y)
 
     def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x|y, z₁), [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
-        return self.output.mean(self._decode_z2(z2, noise, y)).squeeze(1)
+        """`sample`, [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
+        return self.shown(self._decode_z2(z2, noise, y), noise)
 
     def _decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None) -> Tensor:
         labels = self.sampled_label(self.p_y(z2), noise, y)

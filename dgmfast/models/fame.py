@@ -53,7 +53,7 @@ class FAME(LVAE):
     ) -> None:
         GenerativeModel.__init__(self)
         check_widths(latent=latent, maps=maps, dense=dense)
-        if not len(latent) == len(maps) == len(dense):
+        if any(isinstance(sizes, int) for sizes in (latent, maps, dense)) or not len(latent) == len(maps) == len(dense):
             raise InputError(f"latent, maps and dense must have one entry per layer; got {latent!r}, {maps!r} and {dense!r}")
         check_flags(batch_norm=batch_norm, concatenate=concatenate)
         self.x_dim, self.latent = x_dim, tuple(latent)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dgmfast._pixelcnn import PixelCNNDecoder, image_of
+from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
 
 
@@ -67,7 +68,11 @@ class PixelCNN(GenerativeModel):
         """
         self.check("complete", observed, None)
         n, image = len(observed), self.output.image
-        kept = keep.expand(n, -1).reshape(n, *image)
+        try:
+            kept = keep.expand(n, self.x_dim).reshape(n, *image)
+        except RuntimeError:
+            expected = f"[{self.x_dim}] or [{n}, {self.x_dim}]"
+            raise InputError(f"complete: keep must be bool of shape {expected}; got {list(keep.shape)}") from None
         none = observed.new_zeros(n, 1, 0)
         x = self.output.generate(none, Noise(seed), observed.reshape(n, *image), kept, temperature, progress)
         return x.squeeze(1)

@@ -19,7 +19,6 @@ from dgmfast.models.base import GenerativeModel, LabelModel, Noise
 from dgmfast.models.cagem import CaGeM
 from dgmfast.models.fame import FAME
 from dgmfast.models.pixelcnn import PixelCNN
-from dgmfast.nn import PixelCNNDecoder
 from dgmfast.plots._canvas import new_figure, save, scatter
 from dgmfast.recipes import Recipe
 
@@ -108,9 +107,7 @@ def samples(
     figure = new_figure(0.55 * columns * wide, 0.55 * math.ceil(n / columns) + 0.4)
     axes = figure.subplots()
     _show(axes, _tile(images, columns))
-    axes.set_title(
-        f"Samples: {'x drawn pixel by pixel' if _autoregressive(model) else 'mean of p(x | z), z drawn from the prior'}"
-    )
+    axes.set_title(f"Samples: {'x drawn pixel by pixel' if model.autoregressive else 'mean of p(x | z), z drawn from the prior'}")
     return save(figure, path)
 
 
@@ -141,7 +138,7 @@ def reconstructions(
         _show(axes, _tile(pair, len(x[part])), rows=[(0.25, "data"), (0.75, "model")])
     drawn = "z and y" if model.num_classes and y is None else "z"
     what = f"the mean of p(x | z) with {drawn} drawn from q(· | x)"
-    if _autoregressive(model):
+    if model.autoregressive:
         what = "of each pixel the mean given those before it" + ("" if isinstance(model, PixelCNN) else " and z")
     figure.suptitle(f"Data, and {what}", fontsize=11)
     return save(figure, path)
@@ -154,7 +151,7 @@ def masking_study(model: FAME, x: Tensor, path: str | Path, layout: Layout | Ima
     Raises:
         InputError: not a FAME with concatenation.
     """
-    if not isinstance(model, FAME) or not model.output.autoregressive:
+    if not isinstance(model, FAME) or not model.autoregressive:
         raise InputError(f"masking_study: expected a FAME that concatenates x; got {type(model).__name__}")
     x, layout = x[:n], _layout(layout)
     named = {
@@ -215,7 +212,7 @@ def analogies(
     _show(axes, _tile(images, shown), columns=[((c + 0.5) / shown, str(c)) for c in range(shown)])
     axes.set_xlabel("class y" if shown == model.num_classes else f"class y, {shown} of {model.num_classes}")
     axes.set_ylabel("latents")
-    axes.set_title("Mean of p(x | y, z): a row has one draw of z")
+    axes.set_title(f"{'Draw' if model.autoregressive else 'Mean'} of p(x | y, z): a row has one draw of z")
     return save(figure, path)
 
 
@@ -265,10 +262,6 @@ def z2_grid(
     if y is not None:
         space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(figure, path)
-
-
-def _autoregressive(model: GenerativeModel) -> bool:
-    return isinstance(model.output, PixelCNNDecoder) and model.output.autoregressive
 
 
 def _layout(layout: Layout | ImageShape) -> Layout:

@@ -50,7 +50,7 @@ def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Datase
         drawn.append(reconstructions(model, x, out / "reconstructions.png", layout, seed=seed))
         if isinstance(model, PixelCNN):
             drawn.append(completions(model, x, out / "completions.png", layout, seed=seed))
-        if isinstance(model, FAME) and model.output.autoregressive:
+        if isinstance(model, FAME) and model.autoregressive:
             drawn.append(masking_study(model, x, out / "masking_study.png", layout, seed=seed))
         if isinstance(model, LabelModel) and not model.without_labels:
             drawn.append(analogies(model, out / "analogies.png", layout, seed=seed))
