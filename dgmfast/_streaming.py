@@ -133,13 +133,22 @@ def stream(
     model.eval()
     try:
         with _InOrder(x.device) as in_order:
-            for block, sample, drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
-                if block.done:
-                    continue
-                advance(block.add(sample, *drawn))  # type: ignore[arg-type]
-                if block.done:
-                    rows.add(*block.results())
-                    finished()
+            if in_order.alone or len(x) - done <= draws.rows * (in_order.threads - 1):  # a block for each thread there is not
+                for (block, sample), drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
+                    if block.done or drawn is None:
+                        continue
+                    advance(block.add(sample, *drawn))
+                    if block.done:
+                        rows.add(*block.results())
+                        finished()
+            else:
+                try:
+                    for block, samples in in_order.results(draws.run, blocks()):
+                        advance(samples)
+                        rows.add(*block.results())
+                        finished()
+                finally:
+                    draws.stopped = True
     finally:
         model.train(training)
 
@@ -163,15 +172,27 @@ class _Draws:
         chunk = sampling.chunk or _chunk_from_memory(model, device)
         self.steps = max(1, chunk // (self.rows * self.samples))  # between two checks
         self.halved = _Halved("samples drawn at once")
+        self.stopped = False
 
     def tasks(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, int]]:
         """Every block with the first of each of its groups of samples."""
         return ((block, sample) for block in blocks for sample in range(0, self.sampling.k, self.samples))
 
-    def log_weights(self, block: _Block, sample: int) -> tuple[Tensor, Terms] | tuple[None, None]:
-        """log w [rows, samples] from `sample` on, and the last terms that they came from; None for a block that is done."""
+    def run(self, block: _Block) -> int:
+        """All weights of a block; how many samples that leaves done."""
+        samples = 0
+        for task in self.tasks(iter([block])):
+            drawn = None if self.stopped else self.log_weights(task)
+            if drawn is None:
+                break
+            samples += block.add(task[1], *drawn)
+        return samples
+
+    def log_weights(self, task: tuple[_Block, int]) -> tuple[Tensor, Terms] | None:
+        """log w [rows, samples] from a sample on, and the last terms that they came from; None for a block that is done."""
+        block, sample = task
         if block.done:
-            return None, None
+            return None
 
         def draw(first: int, count: int) -> tuple[Tensor, Terms]:
             noise = Noise(self.sampling.seed, block.row, sample + first)
@@ -226,10 +247,8 @@ class _InOrder:
     def __init__(self, device: torch.device) -> None:
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
         # what is set for a thread alone does not reach others
-        plain = not (torch.is_autocast_enabled(device.type) or torch.is_inference_mode_enabled())
-        self.pool: ThreadPoolExecutor | None = None
-        if self.threads > 1 and plain:
-            self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.alone = self.threads == 1 or torch.is_autocast_enabled(device.type) or torch.is_inference_mode_enabled()
+        self.pool = None if self.alone else ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def __enter__(self) -> _InOrder:
         return self
@@ -239,19 +258,20 @@ class _InOrder:
             self.pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)  # the workers' setting is that of threads to come
 
-    def results(self, work: Callable[[_Block, int], R], tasks: Iterator[tuple[_Block, int]]) -> Iterator[tuple[_Block, int, R]]:
-        """work(block, sample) of each of the tasks, a few of which are worked on ahead."""
+    def results(self, work: Callable[[T], R], things: Iterator[T]) -> Iterator[tuple[T, R]]:
+        """Each of the things with work(thing), a few of which are worked on ahead."""
         if self.pool is None:
-            yield from ((*task, work(*task)) for task in tasks)
+            yield from ((thing, work(thing)) for thing in things)
             return
-        pending: deque[tuple[tuple[_Block, int], Future[R]]] = deque()
-        for task in tasks:
-            pending.append((task, self.pool.submit(torch.no_grad()(work), *task)))
+        pending: deque[tuple[T, Future[R]]] = deque()
+        without_gradient = torch.no_grad()(work)
+        for thing in things:
+            pending.append((thing, self.pool.submit(without_gradient, thing)))
             if len(pending) > self.threads:
                 done, future = pending.popleft()
-                yield *done, future.result()
+                yield done, future.result()
         for done, future in pending:
-            yield *done, future.result()
+            yield done, future.result()
 
 
 def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> ImportanceState:
