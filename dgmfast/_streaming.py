@@ -143,9 +143,9 @@ def stream(
                         finished()
             else:
                 try:
-                    for block, samples in in_order.results(draws.run, blocks()):
+                    for _, (samples, results) in in_order.results(draws.run, blocks()):
                         advance(samples)
-                        rows.add(*block.results())
+                        rows.add(*results)
                         finished()
                 finally:
                     draws.stopped = True
@@ -178,15 +178,15 @@ class _Draws:
         """Every block with the first of each of its groups of samples."""
         return ((block, sample) for block in blocks for sample in range(0, self.sampling.k, self.samples))
 
-    def run(self, block: _Block) -> int:
-        """All weights of a block; how many samples that leaves done."""
+    def run(self, block: _Block) -> tuple[int, tuple[Tensor, Tensor]]:
+        """All weights of a block: how many samples that leaves done, and its results."""
         samples = 0
         for task in self.tasks(iter([block])):
             drawn = None if self.stopped else self.log_weights(task)
             if drawn is None:
                 break
             samples += block.add(task[1], *drawn)
-        return samples
+        return samples, block.results()
 
     def log_weights(self, task: tuple[_Block, int]) -> tuple[Tensor, Terms] | None:
         """log w [rows, samples] from a sample on, and the last terms that they came from; None for a block that is done."""
