@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from bench.cases import Context
 from bench.eager import gaussian_kl
-from bench.harness import Contender, Outputs, Settings, measure
-from bench.steps import Step, checker
+from bench.harness import Contender, Outputs, Settings, Verdict, measure, relative_error
+from bench.steps import Step
 from bench.store import Row
 from bench.targets import STEP
 from dgmfast import reference
@@ -26,6 +26,9 @@ from dgmfast.objectives import Objective
 
 MODELS = {"pixelcnn": "PixelCNN", "fame": "FAME"}
 BATCH = 50  # of the recipes
+# ‖output − float64‖ / ‖float64‖ of float32. FAME normalises maps of 1 × 1 and 2 × 2 over the batch and has ReLUs behind, so that rounding
+# grows: its contenders are 0.001 to 0.006 off, compiled ones the most. In float64 all agree to 1e-8, which tests see to.
+TOLERANCE = {"pixelcnn": 1e-3, "fame": 1e-2}
 QUICK: dict[str, dict[str, Any]] = {
     "pixelcnn": {"maps": 8, "blocks": 1},
     "fame": {"decoder_maps": 8, "blocks": 1, "latent": [4, 3], "maps": [4, 4], "dense": [16, 8]},
@@ -41,7 +44,7 @@ def masked(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
 
 def cropped(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
     """Without the rows below the pixel, which are all zero; a layer with unmasked inputs as it is."""
-    if bool(mask[0, 0, -1, -1]) or conv.kernel_size[0] == 1:
+    if conv.unmasked_inputs or conv.kernel_size[0] == 1:
         return masked(h, conv, mask)
     rows = conv.kernel_size[0] // 2 + 1
     weight = conv.weight[:, :, :rows] * mask[:, :, :rows]
@@ -173,6 +176,7 @@ class ImageStepCase:
             contenders.append(Contender("compile", eager_step(Eager(model, masked), x, eps, compiled=True)))
             contenders.append(Contender("compile, cropped", eager_step(Eager(model, cropped), x, eps, compiled=True)))
         settings = context.settings if context.quick else Settings(seconds=3.0, min_rounds=7, max_rounds=30, sample_seconds=0.0)
-        rows = measure(contenders, [()], checker(float64(model, x)), settings)
+        truth = float64(model, x)
+        rows = measure(contenders, [()], lambda _, o: Verdict(relative_error(o, truth), TOLERANCE[self.model]), settings)
         for columns in self.groups(context):
             yield [columns | row for row in rows]
