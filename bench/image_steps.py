@@ -26,8 +26,8 @@ from dgmfast.objectives import Objective
 
 MODELS = {"pixelcnn": "PixelCNN", "fame": "FAME"}
 BATCH = 50  # of the recipes
-# ‖output − float64‖ / ‖float64‖ of float32. FAME normalises maps of 1 × 1 and 2 × 2 over the batch and has ReLUs behind, so that rounding
-# grows: its contenders are 0.001 to 0.006 off, compiled ones the most. In float64 all agree to 1e-8, which tests see to.
+# ‖output − float64‖ / ‖float64‖ of float32. FAME normalises maps of 1 × 1 and 2 × 2 over the batch and has ReLUs behind, so that
+# rounding grows: its contenders are 0.001 to 0.006 off, compiled ones the most. In float64 all agree to 1e-8, which tests see to.
 TOLERANCE = {"pixelcnn": 1e-3, "fame": 1e-2}
 QUICK: dict[str, dict[str, Any]] = {
     "pixelcnn": {"maps": 8, "blocks": 1},
