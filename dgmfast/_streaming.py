@@ -133,7 +133,7 @@ def stream(
     model.eval()
     try:
         with _InOrder(x.device) as in_order:
-            if in_order.alone or len(x) - done <= draws.rows * (in_order.threads - 1):  # a block for each thread there is not
+            if in_order.alone or len(x) - done <= draws.rows * (in_order.threads - 1):  # fewer blocks than threads
                 for (block, sample), drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
                     if block.done or drawn is None:
                         continue
