@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from bench import eager
 from bench.cases import Context
 from bench.eager import gaussian_kl
-from bench.harness import Contender, Outputs, Settings, Verdict, measure, relative_error
-from bench.steps import Step
+from bench.harness import Contender, Outputs, Settings, measure
+from bench.steps import Step, checker
 from bench.store import Row
 from bench.targets import STEP
 from dgmfast import reference
@@ -34,35 +35,29 @@ QUICK: dict[str, dict[str, Any]] = {
     "fame": {"decoder_maps": 8, "blocks": 1, "latent": [4, 3], "maps": [4, 4], "dense": [16, 8]},
 }
 
-Conv = Callable[[Tensor, nn.Conv2d, Tensor], Tensor]  # (h, layer, its mask) -> h
+Conv = Callable[[Tensor, Any, Tensor], Tensor]  # (h, layer, its mask) -> h
 
 
-def masked(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
+def masked(h: Tensor, conv: Any, mask: Tensor) -> Tensor:
     """As PixelCNN libraries have it: the weight times its mask."""
-    return F.conv2d(h, conv.weight * mask, conv.bias, padding=conv.padding)
+    return eager.masked_conv2d(conv.weight, conv.bias, h, mask)
 
 
-def cropped(h: Tensor, conv: nn.Conv2d, mask: Tensor) -> Tensor:
+def cropped(h: Tensor, conv: Any, mask: Tensor) -> Tensor:
     """Without the rows below the pixel, which are all zero; a layer with unmasked inputs as it is."""
-    if conv.unmasked_inputs or conv.kernel_size[0] == 1:
-        return masked(h, conv, mask)
-    rows = conv.kernel_size[0] // 2 + 1
-    weight = conv.weight[:, :, :rows] * mask[:, :, :rows]
-    # zeros above alone: the output has the size of h
-    return F.conv2d(F.pad(h, (0, 0, rows - 1, 0)), weight, conv.bias, padding=(0, conv.kernel_size[1] // 2))
+    form = eager.masked_conv2d if conv.unmasked_inputs else eager.masked_conv2d_padded
+    return form(conv.weight, conv.bias, h, mask)
 
 
 class Eager:
     """A copy of the model whose loss is plain PyTorch. Its networks outside the PixelCNN are PyTorch's in ours too."""
 
     def __init__(self, model: GenerativeModel, conv: Conv, channels_last: bool = False) -> None:
-        self.model = copy.deepcopy(model)
-        if channels_last:
-            self.model.output.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.conv, self.channels_last = conv, channels_last
+        self.model, self.conv, self.channels_last = copy.deepcopy(model), conv, channels_last
         net = self.model.output
         assert isinstance(net, PixelCNNDecoder)
-        self.net = net
+        # torch's stubs do not have this overload
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
         self.layers = [(layer, _mask(layer.conv)) for layer in net.layers()]
 
     def log_px(self, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -99,10 +94,10 @@ def _mask(conv: Any) -> Tensor:
     return reference.causal_mask(conv.mask, *sizes).to(conv.weight)
 
 
-def eager_step(eager: Eager, x: Tensor, eps: list[Tensor], compiled: bool = False) -> Step:
-    loss: Callable[[Tensor, list[Tensor]], Tensor] = eager.loss
+def eager_step(form: Eager, x: Tensor, eps: list[Tensor], compiled: bool = False) -> Step:
+    loss: Callable[[Tensor, list[Tensor]], Tensor] = form.loss
     loss = torch.compile(loss, dynamic=False) if compiled else loss
-    parameters = list(eager.model.parameters())
+    parameters = list(form.model.parameters())
 
     def at(count: int) -> Tensor:
         return loss(x, [torch.randn_like(e) for e in eps] if count else eps)
@@ -176,7 +171,6 @@ class ImageStepCase:
             contenders.append(Contender("compile", eager_step(Eager(model, masked), x, eps, compiled=True)))
             contenders.append(Contender("compile, cropped", eager_step(Eager(model, cropped), x, eps, compiled=True)))
         settings = context.settings if context.quick else Settings(seconds=3.0, min_rounds=7, max_rounds=30, sample_seconds=0.0)
-        truth = float64(model, x)
-        rows = measure(contenders, [()], lambda _, o: Verdict(relative_error(o, truth), TOLERANCE[self.model]), settings)
+        rows = measure(contenders, [()], checker(float64(model, x), TOLERANCE[self.model]), settings)
         for columns in self.groups(context):
             yield [columns | row for row in rows]

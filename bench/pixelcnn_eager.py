@@ -19,14 +19,14 @@ Draw = Callable[[Sequence[CausalLayer], Tensor], Tensor]
 @torch.inference_mode()
 def full_passes(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
     """A pass over the whole image for every pixel. The weights of hidden taps are zero: an ordinary convolution will do."""
-    convs = [(layer, layer.conv.weight, layer.conv.bias, layer.conv.padding) for layer in layers]
+    convs = [(layer, layer.conv.weight, layer.conv.bias) for layer in layers]
     thresholds = torch.logit(uniforms).to(convs[0][1].dtype)
     x = torch.zeros_like(thresholds)
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):
             h = x
-            for layer, weight, bias, padding in convs:
-                convolved = F.conv2d(F.relu(h) if layer.relu else h, weight, bias, padding=padding)  # type: ignore[arg-type]
+            for layer, weight, bias in convs:
+                convolved = F.conv2d(F.relu(h) if layer.relu else h, weight, bias, padding="same")
                 h = convolved.add_(h) if layer.residual else convolved
             x[:, :, i, j] = (h[:, :, i, j] > thresholds[:, :, i, j]).to(x.dtype)
     return x

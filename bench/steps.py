@@ -186,8 +186,8 @@ def _float64(model: ADGM, batch: Batch, eps: Eps, bound: Callable[[Parameters, T
     return (total, *(found[name] for name, _ in model.named_parameters()))
 
 
-def checker(truth: Outputs) -> Callable[[Inputs, Outputs], Verdict]:
-    return lambda _, outputs: Verdict(relative_error(outputs, truth), TOLERANCE)
+def checker(truth: Outputs, tolerance: float = TOLERANCE) -> Callable[[Inputs, Outputs], Verdict]:
+    return lambda _, outputs: Verdict(relative_error(outputs, truth), tolerance)
 
 
 def multiplications(size: Size, model: str, pairs: float) -> float:
