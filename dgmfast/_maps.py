@@ -20,8 +20,8 @@ class OverRows(nn.Sequential):
 
     def forward(self, h: Tensor) -> Tensor:
         rows = h.shape[:-1]
-        images = super().forward(h.reshape(math.prod(rows), *self.shape))
-        return images.view(*rows, math.prod(images.shape[1:]))  # type: ignore[no-any-return]
+        images: Tensor = super().forward(h.reshape(math.prod(rows), *self.shape))
+        return images.view(*rows, math.prod(images.shape[1:]))
 
 
 class ConvUp(OverRows):

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from dgmfast._conv import MaskedConv2d, odd_size
 from dgmfast.errors import InputError
-from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
+from dgmfast.sampling import KINDS, CausalLayer, PixelOutput, sample_pixels
 
-LIKELIHOODS = ("bernoulli", "categorical", "logistic")
 PIXEL_STREAM = 3000  # of the noise that draws pixels
 
 
@@ -71,8 +70,8 @@ class PixelCNNDecoder(nn.Module):
         if not autoregressive and not condition:
             raise InputError("condition must be at least 1 channel where pixels do not see each other; got 0")
         self.image, self.condition, self.autoregressive = image, condition, autoregressive
-        if likelihood not in LIKELIHOODS:
-            raise InputError(f"likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
+        if likelihood not in KINDS:
+            raise InputError(f"likelihood must be one of {', '.join(KINDS)}; got {likelihood!r}")
         self.distribution = PixelOutput(likelihood, 2 if likelihood == "bernoulli" else levels)
         colors, out = image[0], self.distribution.channels(image[0])
         size, first_size = odd_size("kernel", kernel), odd_size("first_kernel", first_kernel)

@@ -294,15 +294,7 @@ class ConditionalCategorical(nn.Module):
         return torch.log_softmax(self.logits(self.mlp(h, None, context)), -1)
 
 
-class Output(nn.Module):
-    """Base of p(x|h) with independent x_d, of which the models show the mean instead of a draw."""
-
-    def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        """The mean [..., D] given h [..., n_in]; x: what an autoregressive p(x|h) sees of what comes before."""
-        raise NotImplementedError
-
-
-class BernoulliOutput(Output):
+class BernoulliOutput(nn.Module):
     """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d)."""
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
@@ -318,6 +310,7 @@ class BernoulliOutput(Output):
         return log_prob.view(h.shape[:-1])
 
     def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """[..., D]; x, what an autoregressive p(x|h) would see of what comes before, has no effect."""
         return torch.sigmoid(self.logits(h))
 
     @torch.no_grad()
@@ -326,7 +319,7 @@ class BernoulliOutput(Output):
         self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
 
-class GaussianOutput(Output):
+class GaussianOutput(nn.Module):
     """p(x|h) = N(x; mean(h), e^log_var(h))."""
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:

@@ -17,6 +17,7 @@ from dgmfast.errors import InputError
 LOWEST_LOG_SCALE = -7.0  # as PixelCNN++ has it
 _IMAGES_PER_THREAD = 16  # that are drawn together: enough to share the weights, few enough for a processor's cache
 _PARAMETERS = {"bernoulli": lambda levels: 1, "categorical": lambda levels: levels, "logistic": lambda levels: 2}
+KINDS = tuple(_PARAMETERS)
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class PixelOutput:
     levels: int = 2
 
     def __post_init__(self) -> None:
-        if self.kind not in _PARAMETERS:
-            raise InputError(f"kind must be one of {', '.join(_PARAMETERS)}; got {self.kind!r}")
+        if self.kind not in KINDS:
+            raise InputError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
         if not isinstance(self.levels, int) or self.levels < 2 or (self.kind == "bernoulli" and self.levels != 2):
             expected = "2 for bernoulli" if self.kind == "bernoulli" else "a whole number of at least 2"
             raise InputError(f"levels must be {expected}; got {self.levels}")

@@ -99,7 +99,8 @@ class DenseGaussian(nn.Module):
         self.gaussian = GaussianHead(dense, n_out, head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gaussian(self.mlp(h))  # type: ignore[no-any-return]
+        mean, log_var = self.gaussian(self.mlp(h))
+        return mean, log_var
 
 
 class ConvGaussian(DenseGaussian):
