@@ -5,8 +5,6 @@
 
 namespace dgmfast {
 
-enum class Activation : int { identity, relu, leaky_relu, tanh, softplus, elu };
-
 // Everything is contiguous.
 struct LabelLinear {
   int64_t labels, dim;  // Y, H

@@ -6,6 +6,7 @@
 namespace dgmfast {
 
 enum class DType : int { f32, f64, f16, bf16, u8 };
+enum class Activation : int { identity, relu, leaky_relu, tanh, softplus, elu };
 
 constexpr int kMaxDims = 8;
 constexpr int kMaxInputs = 6;

@@ -39,20 +39,6 @@ struct Op {
   }
 };
 
-Activation activation_of(const Name& name) {
-  if (!name) return Activation::identity;
-  constexpr std::array<std::pair<const char*, Activation>, 6> known{{{"identity", Activation::identity},
-                                                                     {"relu", Activation::relu},
-                                                                     {"leaky_relu", Activation::leaky_relu},
-                                                                     {"tanh", Activation::tanh},
-                                                                     {"softplus", Activation::softplus},
-                                                                     {"elu", Activation::elu}}};
-  const auto* found = std::find_if(known.begin(), known.end(), [&](const auto& entry) { return *name == entry.first; });
-  TORCH_CHECK_VALUE(found != known.end(), Op::name,
-                    ": activation must be None, identity, relu, leaky_relu, tanh, softplus or elu; got '", *name, "'");
-  return found->second;
-}
-
 // The leading dimensions of the output.
 template <class Int>
 Shape<Int> check(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias) {
@@ -93,7 +79,7 @@ Tensor shared_part(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 }
 
 Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias, Name name) {
-  const Activation activation = activation_of(name);
+  const Activation activation = activation_of(Op::name, name);
   const auto leading = check<int64_t>(x, weight, label_weight, bias);
   const Tensor out = at::empty(out_shape<int64_t>(leading, label_weight), x.options());
   if (out.numel() == 0) return out;
@@ -114,7 +100,7 @@ int64_t segment_rows(const Tensor& grad, int64_t rows, int64_t targets) {
 
 Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, const Tensor& weight, const Tensor& label_weight,
                    const OptionalTensor& bias, Name name, Wanted wanted) {
-  const Activation activation = activation_of(name);
+  const Activation activation = activation_of(Op::name, name);
   const auto leading = check<int64_t>(x, weight, label_weight, bias);
   const auto shape = out_shape<int64_t>(leading, label_weight);
   check_gradient<int64_t>(Op::name, {"grad", &grad_}, {"x", &x}, shape);
@@ -153,14 +139,14 @@ Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, con
 }
 
 Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias, Name name) {
-  activation_of(name);
+  activation_of(Op::name, name);
   const auto leading = check<c10::SymInt>(x, weight, label_weight, bias);
   return at::empty_symint(out_shape<c10::SymInt>(leading, label_weight), x.options());
 }
 
 Gradients backward_meta(const Tensor& grad, const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& label_weight,
                         const OptionalTensor& bias, Name name, Wanted wanted) {
-  activation_of(name);
+  activation_of(Op::name, name);
   const auto shape = out_shape<c10::SymInt>(check<c10::SymInt>(x, weight, label_weight, bias), label_weight);
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"x", &x}, shape);
   check_gradient<c10::SymInt>(Op::name, {"out", &out}, {"x", &x}, shape);

@@ -67,19 +67,6 @@ MaskedTaps taps_of(const Tensor& weight, Name mask, int64_t colors, int64_t unma
 
 void copy_strides(const Tensor& t, int64_t (&stride)[4]) { std::copy_n(t.strides().begin(), 4, stride); }
 
-// Runs a CPU kernel on its items, with scratch memory for each thread.
-template <class Params>
-void run_with_scratch(const Tensor& like, Params params, int64_t items, CpuKernel<Params> kernel) {
-  const int64_t bytes = params.scratch_bytes();
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView guard;  // threads do not inherit it
-    const Tensor scratch = at::empty({bytes}, like.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
-    Params own = params;
-    own.scratch = scratch.mutable_data_ptr();
-    kernel(own, begin, end);
-  });
-}
-
 // As many positions as keep what a portion of the entries reads of x in 16 KB.
 int64_t chunk_of(const MaskedConv2d& p) {
   constexpr int64_t most = 960, step = 48;  // whole tiles of any kernel
@@ -108,7 +95,7 @@ void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Te
   const Tensor packed = at::empty({params.out_channels(), params.entries()}, x.options());
   params.packed = packed.mutable_data_ptr();
   launch(x.device(), params, params.out_channels(), params.entries(), cpu::masked_conv2d_pack, cuda::masked_conv2d);
-  run_with_scratch(x, params, params.batch * params.bands, cpu::masked_conv2d);
+  launch_with_scratch(params, params.batch * params.bands, 1, cpu::masked_conv2d);
 }
 
 Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Name mask, int64_t colors, int64_t unmasked) {
@@ -147,7 +134,7 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
   const Tensor partial = at::empty({params.groups, taps.entries() + 1, taps.outputs}, x.options().dtype(sum_type));
   params.partial = partial.mutable_data_ptr(), params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_bias = grad_bias.numel() ? grad_bias.mutable_data_ptr() : nullptr;
-  if (x.is_cpu()) run_with_scratch(x, params, params.groups * params.parts, cpu::masked_conv2d_weight);
+  if (x.is_cpu()) launch_with_scratch(params, params.groups * params.parts, 1, cpu::masked_conv2d_weight);
   const int64_t items = x.is_cpu() ? (taps.outputs + kConvOutputs - 1) / kConvOutputs : 1;
   launch(x.device(), params, items, params.groups * taps.entries() * kConvOutputs, cpu::masked_conv2d_weight_sum,
          cuda::masked_conv2d_weight);

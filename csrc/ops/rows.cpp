@@ -66,6 +66,20 @@ void check_floating(const char* op, c10::ArrayRef<Arg> args) {
   }
 }
 
+Activation activation_of(const char* op, const std::optional<c10::string_view>& name) {
+  if (!name) return Activation::identity;
+  constexpr std::array<std::pair<const char*, Activation>, 6> known{{{"identity", Activation::identity},
+                                                                     {"relu", Activation::relu},
+                                                                     {"leaky_relu", Activation::leaky_relu},
+                                                                     {"tanh", Activation::tanh},
+                                                                     {"softplus", Activation::softplus},
+                                                                     {"elu", Activation::elu}}};
+  const auto* found = std::find_if(known.begin(), known.end(), [&](const auto& entry) { return *name == entry.first; });
+  TORCH_CHECK_VALUE(found != known.end(), op,
+                    ": activation must be None, identity, relu, leaky_relu, tanh, softplus or elu; got '", *name, "'");
+  return found->second;
+}
+
 template <class Int>
 void join_leading(const char* op, const Arg& arg, Shape<Int>& shape) {
   const auto size = sizes<Int>(*arg.tensor);
@@ -194,6 +208,14 @@ namespace detail {
 void run_on_cpu(int64_t items, int64_t cost, c10::function_ref<void(int64_t, int64_t)> body) {
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cost));
   at::parallel_for(0, items, grain, body);
+}
+
+void run_with_scratch(int64_t bytes, int64_t items, int64_t grain, c10::function_ref<void(void*, int64_t, int64_t)> body) {
+  at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;  // threads do not inherit it
+    const Tensor scratch = at::empty({bytes}, at::TensorOptions(at::kByte));
+    body(scratch.mutable_data_ptr(), begin, end);
+  });
 }
 
 void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body) {

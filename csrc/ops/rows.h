@@ -5,6 +5,7 @@
 #include <c10/core/SymInt.h>
 #include <c10/util/FunctionRef.h>
 #include <c10/util/SmallVector.h>
+#include <c10/util/string_view.h>
 
 #include <array>
 #include <optional>
@@ -50,6 +51,9 @@ DType dtype_of(const Tensor& t);
 void check_floating(const char* op, c10::ArrayRef<Arg> args);
 void check_same_device(const char* op, const Arg& expected, const Arg& got);
 
+// The activation of a name; none is the identity.
+Activation activation_of(const char* op, const std::optional<c10::string_view>& name);
+
 // Broadcasts the leading dimensions of an argument [..., D] with `shape`, in place. Int is SymInt under Meta.
 template <class Int>
 void join_leading(const char* op, const Arg& arg, Shape<Int>& shape);
@@ -83,6 +87,7 @@ void launch(const at::Device& device, const Params& params, int64_t items, int64
 
 namespace detail {
 void run_on_cpu(int64_t items, int64_t cost, c10::function_ref<void(int64_t, int64_t)> body);
+void run_with_scratch(int64_t bytes, int64_t items, int64_t grain, c10::function_ref<void(void*, int64_t, int64_t)> body);
 void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body);
 
 // Plans the gradients of inputs 0 … wanted.size() − 1, one run for all that are broadcast alike, and allocates them.
@@ -100,6 +105,16 @@ void launch(const at::Device& device, const Params& params, int64_t items, int64
   } else {
     detail::run_on_cpu(items, cost, [&](int64_t begin, int64_t end) { cpu(params, begin, end); });
   }
+}
+
+// Runs a CPU kernel on its items, at least `grain` of them a thread, with params.scratch of the thread's own.
+template <class Params>
+void launch_with_scratch(const Params& params, int64_t items, int64_t grain, CpuKernel<Params> kernel) {
+  detail::run_with_scratch(params.scratch_bytes(), items, grain, [&](void* scratch, int64_t begin, int64_t end) {
+    Params own = params;
+    own.scratch = scratch;
+    kernel(own, begin, end);
+  });
 }
 
 // The gradients of the first N inputs; those not wanted come back with size 0. `fill(plan, out)` makes the kernel's struct.

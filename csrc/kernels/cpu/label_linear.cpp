@@ -1,7 +1,7 @@
 #include "kernels/label_linear.h"
 
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/rows.h"
-#include "math/activation.h"
 
 namespace dgmfast {
 namespace {
@@ -9,22 +9,7 @@ namespace {
 // Body(T, F): T the dtype, F the activation.
 template <class Body>
 void with_types(DType dtype, Activation activation, Body body) {
-  with_float_type(dtype, [&](auto type) {
-    switch (activation) {
-      case Activation::identity:
-        return body(type, Identity());
-      case Activation::relu:
-        return body(type, Relu());
-      case Activation::leaky_relu:
-        return body(type, LeakyRelu());
-      case Activation::tanh:
-        return body(type, Tanh());
-      case Activation::softplus:
-        return body(type, Softplus());
-      case Activation::elu:
-        return body(type, Elu());
-    }
-  });
+  with_float_type(dtype, [&](auto type) { with_activation(activation, [&](auto f) { body(type, f); }); });
 }
 
 // An item is a row with a label.

@@ -1,38 +1,12 @@
-// What the kernels of masked_conv2d share: vectors, the list of taps, and padded planes of an image. Internal linkage throughout.
+// What the kernels of masked_conv2d share: the list of taps, and padded planes of an image. Internal linkage throughout.
 #pragma once
 
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/vector.h"
 #include "kernels/masked_conv2d.h"
 
 namespace dgmfast {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-// Written with vector types, because the compiler keeps no tile of sums in registers for an `omp simd` loop.
-template <class T>
-struct Lanes {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-  typedef typename Bits<T>::Int Index __attribute__((vector_size(kVectorBytes)));
-  static constexpr int count = kVectorBytes / sizeof(T);
-};
-template <class T>
-using Vector = typename Lanes<T>::Vector;
-
-template <class T>
-DGMFAST_FN Vector<T> load(const T* from) {
-  return *reinterpret_cast<const Vector<T>*>(from);
-}
-template <class T>
-DGMFAST_FN void store(T* to, Vector<T> value) {
-  *reinterpret_cast<Vector<T>*>(to) = value;
-}
 
 // Vectors beside `rows` channels: the most sums that leave registers for the operands, and at least eight to hide the latency.
 constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
@@ -129,20 +103,6 @@ void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)
       }
     }
   }
-}
-
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
-// body(Constant<n>), 1 <= n <= kMost.
-template <int kMost, class Body>
-DGMFAST_FN void with_constant(int64_t n, Body body) {
-  if constexpr (kMost > 1) {
-    if (n < kMost) return with_constant<kMost - 1>(n, body);
-  }
-  body(Constant<kMost>());
 }
 
 }  // namespace

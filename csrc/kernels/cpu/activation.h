@@ -1,0 +1,30 @@
+// From an activation's number to its formula. Internal linkage, as in csrc/math.
+#pragma once
+
+#include "kernels/rows.h"
+#include "math/activation.h"
+
+namespace dgmfast {
+namespace {
+
+// body(F()) with F of math/activation.h.
+template <class Body>
+DGMFAST_FN void with_activation(Activation activation, Body body) {
+  switch (activation) {
+    case Activation::identity:
+      return body(Identity());
+    case Activation::relu:
+      return body(Relu());
+    case Activation::leaky_relu:
+      return body(LeakyRelu());
+    case Activation::tanh:
+      return body(Tanh());
+    case Activation::softplus:
+      return body(Softplus());
+    case Activation::elu:
+      return body(Elu());
+  }
+}
+
+}  // namespace
+}  // namespace dgmfast
