@@ -41,6 +41,8 @@ TORCH_LIBRARY(dgmfast, m) {
       "linear_bernoulli_log_prob_backward(Tensor grad, Tensor h, Tensor weight, Tensor? bias, Tensor x, Tensor? logits,"
       " bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  m.def("mlp_bernoulli_log_prob(Tensor h, Tensor[] weights, Tensor[] biases, Tensor x, str? activation=None) -> Tensor");
+
   m.def("importance_bound(Tensor log_w, int dim=-1) -> Tensor");
   m.def("importance_bound_backward(Tensor grad, Tensor log_w, Tensor bound, int dim) -> (Tensor)");
 
@@ -75,6 +77,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("bernoulli_log_prob", &dgmfast::bernoulli_log_prob, py::arg("logits"), py::arg("x"), no_gil);
   m.def("linear_bernoulli_log_prob", &dgmfast::linear_bernoulli_log_prob, py::arg("h"), py::arg("weight"), py::arg("bias"),
         py::arg("x"), no_gil);
+  m.def(
+      "mlp_bernoulli_log_prob",
+      [](const at::Tensor& h, const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases, const at::Tensor& x,
+         std::optional<std::string_view> activation) {
+        return dgmfast::mlp_bernoulli_log_prob(h, weights, biases, x, activation);
+      },
+      py::arg("h"), py::arg("weights"), py::arg("biases"), py::arg("x"), py::arg("activation") = py::none(), no_gil);
   m.def("importance_bound", &dgmfast::importance_bound, py::arg("log_w"), py::arg("dim") = -1, no_gil);
   m.def("importance_state", &dgmfast::importance_state, py::arg("log_w"), py::arg("state") = py::none(), no_gil);
   m.def("marginalize_labels", &dgmfast::marginalize_labels, py::arg("logits"), py::arg("values"), no_gil);

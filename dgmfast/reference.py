@@ -96,6 +96,15 @@ def label_linear(
     return ACTIVATIONS[activation](shared.unsqueeze(-2) + label_weight.t())
 
 
+def mlp_bernoulli_log_prob(
+    h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor, activation: str | None = None
+) -> Tensor:
+    """linear_bernoulli_log_prob of the last layer, after act(W_i h + b_i) of each of the others."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        h = ACTIVATIONS[activation](F.linear(h, weight, bias))
+    return linear_bernoulli_log_prob(h, weights[-1], biases[-1], x)
+
+
 def causal_mask(
     mask: str, out_channels: int, in_channels: int, kernel_size: tuple[int, int], colors: int = 1, unmasked_inputs: int = 0
 ) -> Tensor:

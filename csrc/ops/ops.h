@@ -22,6 +22,8 @@ std::tuple<at::Tensor, at::Tensor> gaussian_merge(const at::Tensor& mean_q, cons
 at::Tensor bernoulli_log_prob(const at::Tensor& logits, const at::Tensor& x);
 at::Tensor linear_bernoulli_log_prob(const at::Tensor& h, const at::Tensor& weight, const OptionalTensor& bias,
                                      const at::Tensor& x);
+at::Tensor mlp_bernoulli_log_prob(const at::Tensor& h, at::TensorList weights, at::TensorList biases, const at::Tensor& x,
+                                  std::optional<std::string_view> activation);
 at::Tensor importance_bound(const at::Tensor& log_w, int64_t dim);
 at::Tensor importance_state(const at::Tensor& log_w, const OptionalTensor& state);
 at::Tensor marginalize_labels(const at::Tensor& logits, const at::Tensor& values);

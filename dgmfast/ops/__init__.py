@@ -1,6 +1,6 @@
 """The ops: fused C++/CUDA forward and backward passes of the formulas that deep generative models spend their time in."""
 
-from dgmfast.ops.bernoulli import bernoulli_log_prob, linear_bernoulli_log_prob
+from dgmfast.ops.bernoulli import bernoulli_log_prob, linear_bernoulli_log_prob, mlp_bernoulli_log_prob
 from dgmfast.ops.conv import masked_conv2d
 from dgmfast.ops.gaussian import gaussian_kl, gaussian_log_prob, gaussian_merge, gaussian_sample
 from dgmfast.ops.importance import ImportanceState, importance_bound, importance_state
@@ -19,4 +19,5 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "marginalize_labels",
     "masked_conv2d",
+    "mlp_bernoulli_log_prob",
 ]

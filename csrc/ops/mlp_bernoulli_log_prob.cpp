@@ -1,0 +1,142 @@
+#include "kernels/mlp_bernoulli_log_prob.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "ops/autograd.h"
+#include "ops/ops.h"
+
+namespace dgmfast {
+namespace {
+
+using Name = std::optional<c10::string_view>;
+
+struct Op {
+  static constexpr const char* name = "mlp_bernoulli_log_prob";
+  using Forward = Tensor(const Tensor&, at::TensorList, at::TensorList, const Tensor&, Name);
+
+  static const c10::TypedOperatorHandle<Forward>& forward() {
+    static const auto op = find_op<Forward>("dgmfast::mlp_bernoulli_log_prob");
+    return op;
+  }
+  // as torch's linear; the CPU kernels have no 16 bits
+  static at::ScalarType autocast_type(at::DeviceType device) {
+    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
+  }
+};
+
+// The output's shape: h's without its last dimension.
+template <class Int>
+Shape<Int> check(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, const Name& activation) {
+  activation_of(Op::name, activation);
+  TORCH_CHECK_VALUE(!weights.empty() && weights.size() <= kMaxMlpLayers, Op::name, ": weights must be those of 1 to ",
+                    kMaxMlpLayers, " layers; got ", weights.size());
+  TORCH_CHECK_VALUE(biases.size() == weights.size(), Op::name, ": biases must be as many as weights, ", weights.size(), "; got ",
+                    biases.size());
+  std::array<std::string, 2 * kMaxMlpLayers> names;
+  std::vector<Arg> args{{"h", &h}};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    names[2 * i] = c10::str("weights[", i, "]"), names[2 * i + 1] = c10::str("biases[", i, "]");
+    args.insert(args.end(), {{names[2 * i].c_str(), &weights[i]}, {names[2 * i + 1].c_str(), &biases[i]}});
+  }
+  check_floating(Op::name, args);
+  if (x.scalar_type() == at::kBool || x.scalar_type() == at::kByte) {
+    check_same_device(Op::name, args[0], {"x", &x});
+  } else {
+    check_floating(Op::name, {{args[0], {"x", &x}}});
+  }
+  TORCH_CHECK_VALUE(h.dim() == 2 || h.dim() == 3, Op::name, ": h must have shape [B, H] or [B, K, H]; got ", h.sym_sizes());
+  Int width = sizes<Int>(h).back();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor &weight = weights[i], &bias = biases[i];
+    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.sym_size(1) == width, Op::name, ": ", names[2 * i],
+                      " must have shape [H, I] with I of what the layer takes, ", width, "; got ", weight.sym_sizes());
+    width = sizes<Int>(weight)[0];
+    TORCH_CHECK_VALUE(bias.dim() == 1 && bias.sym_size(0) == width, Op::name, ": ", names[2 * i + 1],
+                      " must have shape [H] with H of ", names[2 * i], ", ", width, "; got ", bias.sym_sizes());
+  }
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.sym_size(0) == h.sym_size(0) && x.sym_size(1) == width, Op::name,
+                    ": x must have shape [B, D] with B of h and D of the last layer, [", h.sym_size(0), ", ", width, "]; got ",
+                    x.sym_sizes());
+  return Shape<Int>(sizes<Int>(h).begin(), sizes<Int>(h).end() - 1);
+}
+
+// The op as the layers that it stands for, with their gradients and their CUDA kernels.
+Tensor by_layers(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, const Name& activation) {
+  Tensor value = h;
+  for (size_t i = 0; i + 1 < weights.size(); ++i) {
+    value = label_linear(value, weights[i], biases[i].unsqueeze(1), std::nullopt, activation).squeeze(-2);
+  }
+  return linear_bernoulli_log_prob(value, weights.back(), biases.back(), x);
+}
+
+Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, const Tensor& x_, Name activation) {
+  const Tensor log_prob = at::empty(check<int64_t>(h_, weights, biases, x_, activation), h_.options());
+  if (log_prob.numel() == 0) return log_prob;
+  const Tensor h = h_.contiguous(), x = with_unit_stride(x_);
+  std::vector<Tensor> packed;  // as long as the kernel runs
+  const auto contiguous = [&](const Tensor& t) { return packed.emplace_back(t.contiguous()).const_data_ptr(); };
+  MlpBernoulliLogProb params{};
+  params.dtype = dtype_of(h), params.x_type = dtype_of(x), params.activation = activation_of(Op::name, activation);
+  params.depth = int(weights.size());
+  for (int i = 0; i < params.depth; ++i) {
+    params.layer[i] = {weights[i].size(1), weights[i].size(0), contiguous(weights[i]), contiguous(biases[i])};
+  }
+  params.samples = h.dim() == 2 ? 1 : h.size(1);
+  params.h = data(&h), params.x = data(&x), params.x_stride = x.stride(0);
+  params.log_prob = log_prob.mutable_data_ptr();
+  constexpr int64_t grain = 32;  // rows, a tile or more
+  launch_with_scratch(params, log_prob.numel(), grain, cpu::mlp_bernoulli_log_prob);
+  return log_prob;
+}
+
+Tensor forward_cuda(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
+  check<int64_t>(h, weights, biases, x, activation);
+  return by_layers(h, weights, biases, x, activation);
+}
+
+Tensor forward_meta(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
+  const auto leading = check<c10::SymInt>(h, weights, biases, x, activation);
+  // sums of hundreds of nats are kept out of 16 bits
+  return at::empty_symint(leading, h.options().dtype(h.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+}
+
+Tensor autograd(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
+  const auto wanted = [](const Tensor& t) { return needs_graph(t); };
+  if (needs_graph(h, x) || std::any_of(weights.begin(), weights.end(), wanted) ||
+      std::any_of(biases.begin(), biases.end(), wanted)) {
+    check<c10::SymInt>(h, weights, biases, x, activation);
+    return by_layers(h, weights, biases, x, activation);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return Op::forward().call(h, weights, biases, x, activation);
+}
+
+template <at::DeviceType device>
+Tensor autocast(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
+  const auto cast = [](const Tensor& t) { return cast_floating(Op::autocast_type(device), t, device); };
+  const auto cast_all = [&](at::TensorList list) {
+    std::vector<Tensor> out;
+    std::transform(list.begin(), list.end(), std::back_inserter(out), cast);
+    return out;
+  };
+  return Op::forward().call(cast(h), cast_all(weights), cast_all(biases), cast(x), activation);
+}
+
+}  // namespace
+
+Tensor mlp_bernoulli_log_prob(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x,
+                              std::optional<std::string_view> activation) {
+  return Op::forward().call(h, weights, biases, x, activation);
+}
+
+TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
+TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward_cuda); }
+TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
+TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, &autograd); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &autocast<at::kCUDA>); }
+
+}  // namespace dgmfast
