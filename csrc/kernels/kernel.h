@@ -15,7 +15,7 @@ namespace dgmfast {
 enum class Isa : int { baseline, avx2, avx512 };
 
 Isa active_isa();   // what kernels run with: DGMFAST_CPU if set, else the default
-Isa default_isa();  // AVX2 where the processor has it
+Isa default_isa();  // the widest that the processor has
 bool isa_available(Isa isa);
 const char* isa_name(Isa isa);
 Isa isa_by_name(const char* name);  // throws std::invalid_argument where unknown or not available

@@ -30,8 +30,12 @@ bool isa_available(Isa isa) {
   return isa == Isa::baseline;
 }
 
-// AVX-512 has to be asked for: the test suite has not yet run on a processor that has it.
-Isa default_isa() { return isa_available(Isa::avx2) ? Isa::avx2 : Isa::baseline; }
+Isa default_isa() {
+  for (const Isa isa : {Isa::avx512, Isa::avx2}) {
+    if (isa_available(isa)) return isa;
+  }
+  return Isa::baseline;
+}
 
 Isa isa_by_name(const char* name) {
   for (int i = 0; i < 3; ++i) {
