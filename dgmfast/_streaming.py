@@ -17,7 +17,7 @@ from torch import Tensor
 from dgmfast._pareto import Tail
 from dgmfast.errors import InputError, out_of_memory
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
-from dgmfast.nn import PixelCNNDecoder
+from dgmfast.nn import PixelCNNDecoder, is_fused
 from dgmfast.ops import ImportanceState
 
 # Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
@@ -326,20 +326,25 @@ def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
     )
 
 
-def _widths(model: GenerativeModel) -> list[int]:
-    """The numbers that each linear layer, and the widest of each PixelCNN, makes of a row."""
-    linear = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    return [*linear, *(m.row_numbers for m in model.modules() if isinstance(m, PixelCNNDecoder))] or [1]
+def _widths(model: GenerativeModel, device: torch.device) -> list[int]:
+    """The numbers of a row that each linear layer, and the widest of each PixelCNN, writes to memory."""
+    decoder = getattr(model, "decoder", None)
+    fused = (
+        [*decoder.modules(), *model.output.modules()] if decoder is not None and is_fused(decoder, model.output, device) else []
+    )
+    modules = [m for m in model.modules() if m not in fused]
+    linear = [m.out_features for m in modules if isinstance(m, torch.nn.Linear)]
+    return [*linear, *(m.row_numbers for m in modules if isinstance(m, PixelCNNDecoder))] or [1]
 
 
 def _few(model: GenerativeModel, device: torch.device) -> int:
     """Rows of which the widest layer makes FEW_NUMBERS."""
-    return max(1, FEW_NUMBERS["cpu" if device.type == "cpu" else "cuda"] // max(_widths(model)))
+    return max(1, FEW_NUMBERS["cpu" if device.type == "cpu" else "cuda"] // max(_widths(model, device)))
 
 
 def block_shape(model: GenerativeModel, k: int, device: torch.device) -> tuple[int, int]:
     """(rows, samples) of a block: nearly equal shares of k, and a power of two of rows to fill the block."""
-    widest, limit = max(_widths(model)), _few(model, device)
+    widest, limit = max(_widths(model, device)), _few(model, device)
     least, most = CPU_ROWS
     size = min(limit, max(least, min(most, CACHED_NUMBERS // widest)) if device.type == "cpu" else CUDA_ROWS)
     samples = math.ceil(k / math.ceil(k / size))
@@ -363,7 +368,7 @@ def _chunk_from_memory(model: GenerativeModel, device: torch.device) -> int:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
             free = UNKNOWN_MEMORY
-    return max(1, int(free / 10 / (4 * sum(_widths(model)))))
+    return max(1, int(free / 10 / (4 * sum(_widths(model, device)))))
 
 
 class _NoBar:

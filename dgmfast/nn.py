@@ -68,6 +68,17 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
+def _folded(linear: nn.Linear, norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """The weight and the bias of a layer with what normalises it, where that does not depend on the batch."""
+    if norm is None:
+        return None if linear.bias is None else (linear.weight, linear.bias)
+    assert isinstance(norm, RowBatchNorm)
+    if linear.bias is not None or norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return linear.weight * scale.unsqueeze(1), norm.bias - norm.running_mean * scale
+
+
 class MLP(nn.Sequential):
     """Linear (→ batch norm) → activation, once per entry of `hidden`: [..., n_in] -> [..., hidden[-1]]."""
 
@@ -94,6 +105,28 @@ class MLP(nn.Sequential):
             else:
                 x = layer(x)
         return x
+
+    def folded(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """(weights, biases) of the layers, with batch normalisation as γ/σ (W h − μ) + β, which is a layer in evaluation.
+
+        None where it takes the statistics of its batch, where a layer was replaced by something else, and where a hook waits for
+        what the layers make.
+        """
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
+            return None
+        activated, layers = type(_STATELESS[self.activation]), list(self)
+        while layers:
+            linear = layers.pop(0)
+            norm = layers.pop(0) if layers and isinstance(layers[0], RowBatchNorm) else None
+            if type(linear) is not nn.Linear or not layers or type(layers.pop(0)) is not activated:
+                return None
+            if (layer := _folded(linear, norm)) is None:
+                return None
+            weights.append(layer[0])
+            biases.append(layer[1])
+        return weights, biases
 
 
 def glorot(module: nn.Module) -> None:
@@ -341,6 +374,27 @@ class GaussianOutput(nn.Module):
 
 
 AnyOutput = BernoulliOutput | GaussianOutput | PixelCNNDecoder
+
+
+def is_fused(decoder: nn.Module, output: AnyOutput, device: torch.device) -> bool:
+    """Whether `decode` keeps no activation of the decoder in memory, where no gradient is wanted."""
+    return isinstance(decoder, MLP) and isinstance(output, BernoulliOutput) and device.type == "cpu"
+
+
+def decode(decoder: nn.Module, output: AnyOutput, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
+    """h = decoder(z), or a function that makes it, and the output's log p(x|h) [B, k]: z [B, k, n] and x [B, 1, D].
+
+    Where no gradient is wanted, a Bernoulli decoder is one op (ops.mlp_bernoulli_log_prob), and h is made when it is asked for.
+    """
+    if not torch.is_grad_enabled() and is_fused(decoder, output, z.device):
+        assert isinstance(decoder, MLP) and isinstance(output, BernoulliOutput)
+        if (layers := decoder.folded()) is not None:
+            weights, biases = [*layers[0], output.logits.weight], [*layers[1], output.logits.bias]
+            return lambda: decoder(z), ops.mlp_bernoulli_log_prob(z, weights, biases, x.flatten(1), decoder.activation)
+    h = decoder(z)
+    return h, output.log_prob(h, x)
+
+
 OUTPUTS: dict[str, Callable[..., AnyOutput]] = {
     "bernoulli": BernoulliOutput,
     "gaussian": GaussianOutput,

@@ -144,7 +144,7 @@ def test_the_same_command_goes_on_after_an_interruption(run, undisturbed, monkey
     assert len(partials(run)) == 1 and not (run / "evaluation.json").exists()
     again = interrupted(monkeypatch, 0, ctrl_c)
     result = call("evaluate", run, *SAME[:-1], "--no-figures")  # with progress
-    assert "continuing after 4 of 21 rows" in result.stderr and len(again) == 5  # of 6 blocks
+    assert "continuing after 8 of 21 rows" in result.stderr and len(again) == 2  # of 3 blocks
     assert (run / "evaluation.csv").read_bytes() == undisturbed["evaluation.csv"]
     told, expected = (json.loads(text) for text in ((run / "evaluation.json").read_bytes(), undisturbed["evaluation.json"]))
     assert {**told, "seconds": 0} == {**expected, "seconds": 0} and partials(run) == []
@@ -159,7 +159,7 @@ def test_the_same_command_goes_on_after_a_kill(run, undisturbed):
     )
     killed = subprocess.run([sys.executable, "-c", script, "evaluate", str(run), *SAME, "--no-figures"])
     assert killed.returncode == -signal.SIGKILL and len(partials(run)) == 1 and not (run / "evaluation.json").exists()
-    assert "continuing after 8 of 21 rows" in call("evaluate", run, *SAME[:-1], "--no-figures").stderr
+    assert "continuing after 16 of 21 rows" in call("evaluate", run, *SAME[:-1], "--no-figures").stderr
     assert (run / "evaluation.csv").read_bytes() == undisturbed["evaluation.csv"]
 
 

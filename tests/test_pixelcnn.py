@@ -279,7 +279,7 @@ def test_wide_feature_maps_stream_in_small_blocks():
 
     rows, samples = block_shape(models.create("fame"), 5000, torch.device("cpu"))
     assert rows * samples * 64 * 784 <= 2**21
-    assert block_shape(models.create("vae"), 5000, torch.device("cpu"))[1] == 500
+    assert block_shape(models.create("vae"), 5000, torch.device("cpu"))[1] == 1250
 
 
 def test_wide_feature_maps_are_encoded_in_small_parts(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
 from dgmfast.models.vae import check_flags, check_sizes
-from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, choose
+from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, choose, decode
 
 
 class AVAE(GenerativeModel):
@@ -82,9 +82,8 @@ class AVAE(GenerativeModel):
             a_i.exact = self.uninformed
             if not self.uninformed:
                 a_i.p = self.p_a[i](torch.cat([z_j.z for z_j in z[i:]], -1))
-        decoded = self.decoder(z[0].z)
         latents = {f"a{i + 1}": a_i for i, a_i in enumerate(a)} | {f"z{i + 1}": z_i for i, z_i in enumerate(z)}
-        return Terms(decoded, self.output.log_prob(decoded, x.unsqueeze(1)), latents)
+        return Terms(*decode(self.decoder, self.output, z[0].z, x.unsqueeze(1)), latents)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = next(self.parameters()).new_zeros(n, self.latent[-1])

@@ -61,17 +61,22 @@ class Latent:
 class Terms:
     """The terms of the bounds for k joint draws of the latents, in nats.
 
-    decoded: what the output distribution p(x|·) takes. log_px: log p(x | latents), [B, k], labelled where a label is summed over.
-    labels, log_py: the model's label, if it has one, and log p(y|·) of what it is. cross_entropy: −log of the classifiers'
-    probabilities of an observed label, [B, k].
+    output_input: what the output distribution p(x|·) takes, or a function that makes it, where log_px could do without it.
+    log_px: log p(x | latents), [B, k], labelled where a label is summed over. labels, log_py: the model's label, if it has one,
+    and log p(y|·) of what it is. cross_entropy: −log of the classifiers' probabilities of an observed label, [B, k].
     """
 
-    decoded: Tensor
+    output_input: Tensor | Callable[[], Tensor]
     log_px: Tensor
     latents: dict[str, Latent] = field(default_factory=dict)
     labels: Labels | None = None
     log_py: Tensor | None = None
     cross_entropy: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def decoded(self) -> Tensor:
+        """What the output distribution p(x|·) takes."""
+        return self.output_input if isinstance(self.output_input, Tensor) else self.output_input()
 
     def log_weights(self, beta: float = 1.0) -> Tensor:
         """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k] (eq. 3.31; β: eq. 5.5).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
-from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, choose
+from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, choose, decode
 
 
 class VAE(GenerativeModel):
@@ -75,8 +75,7 @@ class VAE(GenerativeModel):
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
         latents = self.infer(encoding, k, noise)
-        decoded = self.decoder(latents["z1"].z)
-        return Terms(decoded, self.output.log_prob(decoded, x.unsqueeze(1)), latents)
+        return Terms(*decode(self.decoder, self.output, latents["z1"].z, x.unsqueeze(1)), latents)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = next(self.parameters()).new_zeros(n, self.latent[-1])
