@@ -219,6 +219,7 @@ def op_cases(device: str, quick: bool = False) -> list[OpCase]:
         OpCase(table.BOUND, (100, 5000)),
         OpCase(table.linear_bernoulli_op(200), decoded),
         OpCase(table.linear_bernoulli_op(200), images),
+        OpCase(table.mlp_bernoulli_op(50, 200, 200), decoded),
         OpCase(table.label_linear_op(500, 10), images),
         *(OpCase(op, shape) for op in (table.KL_TO_STANDARD, table.STANDARD_LOG_PROB) for shape in (large, small)),
         *(OpCase(table.sample_op(k), shape) for shape, k in (((100, 64), 1), ((100, 50), 50), ((1, 50), 5000))),

@@ -248,6 +248,25 @@ def linear_bernoulli_log_prob_blocks(h: Tensor, weight: Tensor, bias: Tensor, x:
     return torch.cat([bernoulli_log_prob_forward(F.linear(part, weight, bias), x_part) for part, x_part in parts])
 
 
+def mlp_bernoulli_log_prob(h: Tensor, *layers_and_x: Tensor, last: Callable[..., Tensor] = linear_bernoulli_log_prob) -> Tensor:
+    """Of W_1, b_1, W_2, b_2, …, x, with tanh between the layers; `last`: a form of the last layer."""
+    *layers, weight, bias, x = layers_and_x
+    for i in range(0, len(layers), 2):
+        h = torch.tanh(F.linear(h, layers[i], layers[i + 1]))
+    return last(h, weight, bias, x)
+
+
+def mlp_bernoulli_log_prob_blocks(h: Tensor, *layers_and_x: Tensor) -> Tensor:
+    """By blocks of rows whose activations and logits stay in cache; no gradients."""
+    *layers, weight, bias, x = layers_and_x
+    rows, parts = rows_of_block(x), []
+    for part, x_part in zip(h.split(rows), x.split(rows), strict=True):
+        for i in range(0, len(layers), 2):
+            part = F.linear(part, layers[i], layers[i + 1]).tanh_()
+        parts.append(bernoulli_log_prob_forward(F.linear(part, weight, bias), x_part))
+    return torch.cat(parts)
+
+
 class LinearBernoulliLogProb(torch.autograd.Function):
     """Both passes by blocks of rows, in cache; the logits are kept."""
 

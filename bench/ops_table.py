@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -209,6 +210,33 @@ def linear_bernoulli_op(hidden: int) -> Op:
         product=lambda h, weight, bias, x: torch.nn.functional.linear(h, weight, bias),
         gradients=3,
         variant=f"from {hidden}",
+    )
+
+
+def mlp_bernoulli_op(n_in: int, *hidden: int) -> Op:
+    """A whole decoder and its likelihood, without gradients, as evaluation takes it."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
+        widths = (n_in, *hidden, shape[-1])
+        layers: list[Tensor] = []
+        for inputs, outputs in pairwise(widths):
+            scale = (3.0 if len(layers) == 2 * len(hidden) else 1.0) * inputs**-0.5
+            layers += [_normal((outputs, inputs), generator, scale), _normal((outputs,), generator)]
+        x = (torch.rand(shape, generator=generator) < 0.3).float()
+        return _normal((shape[0], n_in), generator), *layers, x
+
+    def of_lists(form: Function) -> Function:
+        return lambda h, *rest: form(h, rest[:-1:2], rest[1:-1:2], rest[-1], "tanh")
+
+    return Op(
+        "mlp_bernoulli_log_prob",
+        draw,
+        of_lists(ops.mlp_bernoulli_log_prob),
+        eager.mlp_bernoulli_log_prob,
+        of_lists(reference.mlp_bernoulli_log_prob),
+        compiled=partial(eager.mlp_bernoulli_log_prob, last=eager.linear_bernoulli_log_prob_pointwise),
+        forward={"row blocks": eager.mlp_bernoulli_log_prob_blocks},
+        variant="from " + "-".join(map(str, (n_in, *hidden))),
     )
 
 

@@ -14,6 +14,7 @@ CASES = (
     "gaussian_log_prob",
     "bernoulli_log_prob",
     "linear_bernoulli_log_prob",
+    "mlp_bernoulli_log_prob",
     "importance_bound",
     "gaussian_sample",
     "gaussian_merge",
