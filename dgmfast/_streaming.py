@@ -17,7 +17,7 @@ from torch import Tensor
 from dgmfast._pareto import Tail
 from dgmfast.errors import InputError, out_of_memory
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
-from dgmfast.nn import PixelCNNDecoder, is_fused
+from dgmfast.nn import PixelCNNDecoder
 from dgmfast.ops import ImportanceState
 
 # Rows (x, sample) that go through the decoder in one product. The shape of every product, and a row's place in it, depend on
@@ -112,9 +112,8 @@ def stream(
 
     first_row: the number of x[0] in the noise. advance: told of samples (of one row) that are done; finished: of more rows.
     """
-    draws = _Draws(model, sampling, x.device)
-    halved = _Halved("rows encoded at once", min(ENCODER_BLOCK, 2 ** int(math.log2(_few(model, x.device)))))
     training = model.training
+    model.eval()  # before the blocks are chosen, which depend on it
 
     def blocks() -> Iterator[_Block]:
         for first in range(len(rows) // ENCODER_BLOCK * ENCODER_BLOCK, len(x), ENCODER_BLOCK):
@@ -130,8 +129,9 @@ def stream(
                 yield _Block(draws, block_encoding, block_x, block_y, first_row + row, count)
 
     done = len(rows)
-    model.eval()
     try:
+        draws = _Draws(model, sampling, x.device)
+        halved = _Halved("rows encoded at once", min(ENCODER_BLOCK, 2 ** int(math.log2(_few(model, x.device)))))
         with _InOrder(x.device) as in_order:
             if in_order.alone or len(x) - done <= draws.rows * (in_order.threads - 1):  # fewer blocks than threads
                 for (block, sample), drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
@@ -328,10 +328,7 @@ def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
 
 def _widths(model: GenerativeModel, device: torch.device) -> list[int]:
     """The numbers of a row that each linear layer, and the widest of each PixelCNN, writes to memory."""
-    decoder = getattr(model, "decoder", None)
-    fused = (
-        [*decoder.modules(), *model.output.modules()] if decoder is not None and is_fused(decoder, model.output, device) else []
-    )
+    fused = set(model.fused(device))
     modules = [m for m in model.modules() if m not in fused]
     linear = [m.out_features for m in modules if isinstance(m, torch.nn.Linear)]
     return [*linear, *(m.row_numbers for m in modules if isinstance(m, PixelCNNDecoder))] or [1]

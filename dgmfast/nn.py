@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as _module
 
 from dgmfast import ops
 from dgmfast._conv import MaskedConv2d as MaskedConv2d
@@ -27,6 +29,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 _STATELESS = {name: make() for name, make in ACTIVATIONS.items()}
+
+
+def _is_activation(module: nn.Module, name: str) -> bool:
+    """Whether a module is the activation called `name`, with its settings."""
+    named = _STATELESS[name]
+    return type(module) is type(named) and module.extra_repr() == named.extra_repr()
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -72,11 +80,18 @@ def _folded(linear: nn.Linear, norm: nn.Module | None) -> tuple[Tensor, Tensor] 
     """The weight and the bias of a layer with what normalises it, where that does not depend on the batch."""
     if norm is None:
         return None if linear.bias is None else (linear.weight, linear.bias)
-    assert isinstance(norm, RowBatchNorm)
-    if linear.bias is not None or norm.training or norm.running_mean is None or norm.running_var is None:
+    if type(norm) is not RowBatchNorm or linear.bias is not None or norm.weight is None or norm.training:
+        return None
+    if norm.running_mean is None or norm.running_var is None:
         return None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return linear.weight * scale.unsqueeze(1), norm.bias - norm.running_mean * scale
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether somebody waits for a call of the module or of one of its layers, or has changed what it does."""
+    hooks = (_module._global_forward_hooks, _module._global_forward_pre_hooks)
+    return any(hooks) or any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
 
 
 class MLP(nn.Sequential):
@@ -94,11 +109,10 @@ class MLP(nn.Sequential):
         self.n_out, self.activation = n_in, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = type(_STATELESS[self.activation])
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if type(layer) is nn.Linear and layer.bias is not None and layers and type(layers[0]) is activated:
+            if type(layer) is nn.Linear and layer.bias is not None and layers and _is_activation(layers[0], self.activation):
                 layers.pop(0)
                 # act(W x + b) as label_linear of one label, whose weight is b: bias and activation take one pass, both ways
                 x = ops.label_linear(x, layer.weight, layer.bias.unsqueeze(1), None, self.activation).squeeze(-2)
@@ -109,18 +123,15 @@ class MLP(nn.Sequential):
     def folded(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """(weights, biases) of the layers, with batch normalisation as γ/σ (W h − μ) + β, which is a layer in evaluation.
 
-        None where it takes the statistics of its batch, where a layer was replaced by something else, and where a hook waits for
-        what the layers make.
+        None where it takes the statistics of its batch, and where a layer was replaced by something else.
         """
         weights: list[Tensor] = []
         biases: list[Tensor] = []
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
-            return None
-        activated, layers = type(_STATELESS[self.activation]), list(self)
+        layers = list(self)
         while layers:
             linear = layers.pop(0)
-            norm = layers.pop(0) if layers and isinstance(layers[0], RowBatchNorm) else None
-            if type(linear) is not nn.Linear or not layers or type(layers.pop(0)) is not activated:
+            norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm1d) else None
+            if type(linear) is not nn.Linear or not layers or not _is_activation(layers.pop(0), self.activation):
                 return None
             if (layer := _folded(linear, norm)) is None:
                 return None
@@ -376,27 +387,47 @@ class GaussianOutput(nn.Module):
 AnyOutput = BernoulliOutput | GaussianOutput | PixelCNNDecoder
 
 
-def is_fused(decoder: nn.Module, output: AnyOutput, device: torch.device) -> bool:
-    """Whether `decode` keeps no activation of the decoder in memory, where no gradient is wanted."""
-    return isinstance(decoder, MLP) and isinstance(output, BernoulliOutput) and device.type == "cpu"
-
-
-def decode(decoder: nn.Module, output: AnyOutput, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
-    """h = decoder(z), or a function that makes it, and the output's log p(x|h) [B, k]: z [B, k, n] and x [B, 1, D].
-
-    Where no gradient is wanted, a Bernoulli decoder is one op (ops.mlp_bernoulli_log_prob), and h is made when it is asked for.
-    """
-    if not torch.is_grad_enabled() and is_fused(decoder, output, z.device):
-        assert isinstance(decoder, MLP) and isinstance(output, BernoulliOutput)
-        if (layers := decoder.folded()) is not None:
-            weights, biases = [*layers[0], output.logits.weight], [*layers[1], output.logits.bias]
-            return lambda: decoder(z), ops.mlp_bernoulli_log_prob(z, weights, biases, x.flatten(1), decoder.activation)
-    h = decoder(z)
-    return h, output.log_prob(h, x)
-
-
 OUTPUTS: dict[str, Callable[..., AnyOutput]] = {
     "bernoulli": BernoulliOutput,
     "gaussian": GaussianOutput,
     "pixelcnn": PixelCNNOutput,
 }
+MOST_LAYERS = 16  # of ops.mlp_bernoulli_log_prob
+
+
+def fused_layers(decoder: nn.Module, output: nn.Module, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The weights and biases that `decode` hands to ops.mlp_bernoulli_log_prob, or None where it calls the modules.
+
+    It does so for an MLP as it was made, in evaluation where it normalises over batches, and a BernoulliOutput, on a CPU.
+    """
+    if type(decoder) is not MLP or type(output) is not BernoulliOutput or device.type != "cpu":
+        return None
+    logits, layers = output.logits, decoder.folded()
+    if layers is None or len(layers[0]) >= MOST_LAYERS or type(logits) is not nn.Linear or logits.bias is None:
+        return None
+    if _is_called(decoder) or _is_called(output):
+        return None
+    return [*layers[0], logits.weight], [*layers[1], logits.bias]
+
+
+def decode(decoder: nn.Module, output: AnyOutput, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
+    """h = decoder(z), or a function that makes it, and the output's log p(x|h) [B, k]: z [B, k, n] and x [B, 1, D].
+
+    Under torch.no_grad a Bernoulli decoder is one op, where it can be (`fused_layers`), and h is made when it is asked for.
+    """
+    layers = None if torch.is_grad_enabled() else fused_layers(decoder, output, z.device)
+    if layers is None:
+        h = decoder(z)
+        return h, output.log_prob(h, x)
+    assert isinstance(decoder, MLP)
+    weights, biases = layers
+    log_prob = ops.mlp_bernoulli_log_prob(z, weights, biases, x.flatten(1), decoder.activation)
+    return partial(_hidden, z, weights[:-1], biases[:-1], decoder.activation), log_prob
+
+
+@torch.no_grad()
+def _hidden(h: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str) -> Tensor:
+    """What the layers make of h: [..., n_in] -> [..., n_out]."""
+    for weight, bias in zip(weights, biases, strict=True):
+        h = activate(activation, F.linear(h, weight, bias))
+    return h

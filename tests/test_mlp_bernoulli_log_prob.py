@@ -1,4 +1,4 @@
-"""mlp_bernoulli_log_prob, whose lists do not fit the table of op_cases: the checks common to the ops, and what its tiles promise."""
+"""mlp_bernoulli_log_prob, whose lists do not fit the table of op_cases: what is common to the ops, and what its tiles promise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.autograd.forward_ad as forward_ad
-from op_cases import ISAS, Tensors, assert_same, assert_within_tolerance, double, evaluate, output_weights
+from op_cases import ISAS, Tensors, assert_within_tolerance, double, evaluate, output_weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -29,6 +29,8 @@ ROWS = [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65, 100, 500]  # around the widths o
 WIDTHS = [0, 1, 3, 5, 6, 7, 11, 12, 13, 119, 120, 121, 241]  # around multiples of the outputs that are summed together
 
 every_activation = pytest.mark.parametrize("activation", NAMES)
+every_float = pytest.mark.parametrize("dtype", FLOATS)
+COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 
 
 def draw(
@@ -42,7 +44,7 @@ def draw(
     """h, w0, b0, w1, b1, ..., x; widths of h, the hidden layers and x. The weights keep the size of what they multiply."""
     generator = torch.Generator().manual_seed(4)
     shapes = {"h": (*leading, widths[0])}
-    for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         shapes |= {f"w{i}": (after, before), f"b{i}": (after,)}
     tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     tensors = {name: t / max(t.shape[-1], 1) ** 0.5 if name.startswith("w") else t for name, t in tensors.items()}
@@ -71,7 +73,8 @@ def assert_right(tensors: Tensors, activation: str | None) -> None:
     truth = evaluate(call(reference, activation), double(tensors), [w.double() for w in weights])
     got, own = (evaluate(call(which, activation), tensors, weights) for which in (ops, reference))
     for found in (got, got | {"output 0": value(tensors, activation)}):
-        assert_within_tolerance(found, own, truth, least_gradient=8.0)  # a sum over rows of products, whose rounding it has
+        # a gradient is a sum over rows of products, whose rounding it has
+        assert_within_tolerance(found, own, truth, least_gradient=max(8.0, weights[0].numel() ** 0.5))
 
 
 @pytest.fixture(params=ISAS)
@@ -80,39 +83,35 @@ def isa(request: pytest.FixtureRequest, restored_isa: None) -> None:
     _C.set_isa(request.param)
 
 
-# Values and gradients
-
-
 @pytest.mark.parametrize("leading", [*((n,) for n in ROWS), (500, 1), (1, 500), (3, 5), (40, 7), (5, 33), (0,), (0, 3), (3, 0)])
 def test_rows(leading: tuple[int, ...], path_dtype: tuple[str, torch.dtype]) -> None:
-    """Of any decoder: one tile of rows may have samples of several rows of x, and a row of x samples in several tiles."""
+    """Of any decoder: a tile of rows may have samples of several rows of x, and a row of x samples in several tiles."""
     rng = random.Random(str(leading))
-    for activation, layers in product(NAMES, (1, 2, 3, 4)):
-        widths, x = tuple(rng.choices(WIDTHS, k=layers + 1)), rng.choice(["float", "bool", "byte"])
+    for activation, most in product(NAMES, (3, 5)):
+        widths, x = tuple(rng.choices(WIDTHS, k=rng.randint(2, most))), rng.choice(["float", "bool", "byte"])
         assert_right(draw(leading, widths, x=x, dtype=path_dtype[1], device=path_dtype[0]), activation)
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 784, 1025, 4097])
 def test_widths(width: int, path_dtype: tuple[str, torch.dtype]) -> None:
     """Of h, of a hidden layer, of x, of all of up to 16 layers: up to what no first-level cache holds."""
-    shapes = [(4, width), (4, 5, width), *((width,) * n for n in (2, 3, 5, 17) if width < 784)]
-    if width < 4097 or path_dtype[1] == torch.float64:  # so long a sum in order has more float32 roundings than the rule allows
-        shapes += [(width, 4), (width, 5, 4), (4, width, 5), (4, 5, width, 3)]
-    for widths, leading in product(shapes, ((37,), (3, 5))):
-        assert_right(draw(leading, widths, dtype=path_dtype[1], device=path_dtype[0]), "softplus")
+    shapes = [(4, width), (4, 5, width), *((width,) * n for n in (2, 3, 5, 17) if width < (100 if n == 17 else 784))]
+    shapes += [(width, 4), (width, 5, 4), (4, width, 5), (4, 5, width, 3)]
+    for widths in shapes:
+        assert_right(draw((3, 13), widths, dtype=path_dtype[1], device=path_dtype[0]), "softplus")
 
 
 def test_one_layer_is_linear_bernoulli_log_prob(path_dtype: tuple[str, torch.dtype]) -> None:
     for leading, widths in (((33,), (9, 21)), ((5, 7), (20, 784))):
         tensors = draw(leading, widths, dtype=path_dtype[1], device=path_dtype[0])
-        linear = {new: tensors[name] for name, new in (("h", "h"), ("w0", "weight"), ("b0", "bias"), ("x", "x"))}
-        torch.testing.assert_close(value(tensors), ops.linear_bernoulli_log_prob(**linear))
+        torch.testing.assert_close(value(tensors), ops.linear_bernoulli_log_prob(*tensors.values()))
         assert torch.equal(value(tensors, "tanh"), value(tensors))  # the last layer has no activation
-        expected = evaluate(lambda **t: (ops.linear_bernoulli_log_prob(**t),), linear)
-        assert_same(dict(enumerate(evaluate(call(ops), tensors).values())), dict(enumerate(expected.values())))
+        found = evaluate(call(ops), tensors)
+        for name, t in evaluate(lambda **leaves: (ops.linear_bernoulli_log_prob(*leaves.values()),), tensors).items():
+            assert torch.equal(found[name], t)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @every_activation
 def test_instruction_sets_agree(activation: str | None, dtype: torch.dtype, restored_isa: None) -> None:
     tensors, found = draw((5, 33), (20, 121, 50, 257), dtype=dtype), []
@@ -123,23 +122,20 @@ def test_instruction_sets_agree(activation: str | None, dtype: torch.dtype, rest
         torch.testing.assert_close(other, found[0], rtol=0, atol=float(100 * torch.finfo(dtype).eps * found[0].abs().max()))
 
 
-# Extremes
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @every_activation
 def test_activations_keep_their_digits(activation: str | None, dtype: torch.dtype, path_device: str) -> None:
     """At the kinks, near 0, at softplus's threshold, in both tails; tiny activations are scaled up to logits of size 1."""
     zero, one = torch.zeros(1, dtype=dtype, device=path_device), torch.ones(1, 1, dtype=dtype, device=path_device)
-    points = [0.0, 1e-30, 1e-6, 1e-3, 0.1, 0.7, 1.0, 3.0, 9.0, 15.0, 19.9, 20.1, 40.0, 100.0, 1e4]
-    for point, sign in product(points, (1.0, -1.0)):
-        h = torch.full_like(one, sign * point).expand(2, 1)
-        size = float(reference.ACTIVATIONS[activation](h[0].double()).abs())
-        scale = one * (min(1.0 / size, 1e30) if 0.0 < size < 1.0 else 1.0)
-        tensors = {"h": h, "w0": one, "b0": zero, "w1": scale, "b1": zero, "x": torch.cat([0.0 * one, one])}
-        expected = value(double(tensors), activation, reference)
-        rounding = 8 * torch.finfo(dtype).eps
-        torch.testing.assert_close(value(tensors, activation).double(), expected, rtol=rounding, atol=rounding)
+    rounding = 8 * torch.finfo(dtype).eps
+    for point in (0.0, 1e-30, 1e-6, 1e-3, 0.1, 0.7, 1.0, 3.0, 9.0, 15.0, 19.9, 20.1, 40.0, 100.0, 1e4):
+        for pre in (point * one, -point * one):
+            size = float(reference.ACTIVATIONS[activation](pre.double()).abs())
+            scale = min(1.0 / size, 1e30) if 0.0 < size < 1.0 else 1.0
+            x = torch.cat([0.0 * one, one])
+            tensors = {"h": pre.expand(2, 1), "w0": one, "b0": zero, "w1": scale * one, "b1": zero, "x": x}
+            exact = value(double(tensors), activation, reference)
+            torch.testing.assert_close(value(tensors, activation).double(), exact, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -178,17 +174,14 @@ def test_not_finite_values_stay_in_their_rows(activation: str | None, path_devic
             spoilt = tensors | {name: tensors[name].clone()}
             spoilt[name].flatten(0, -2)[22 if name == "h" else 2, 3] = number
             rows = torch.zeros_like(clean, dtype=torch.bool)
-            (rows.view(-1)[22:23] if name == "h" else rows[2]).fill_(True)
+            (rows.view(-1)[22] if name == "h" else rows[2]).fill_(True)
             found, expected = (value(spoilt, activation, which) for which in (ops, reference))
             assert not math.isnan(number) or bool(expected[rows].isnan().all())
             torch.testing.assert_close(found[rows], expected[rows], equal_nan=True)
             assert torch.equal(found[~rows], clean[~rows])
 
 
-# On a CPU, a row's bits depend on nothing but that row
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_float
 @every_activation
 def test_a_row_depends_on_nothing_else(activation: str | None, dtype: torch.dtype, isa: None, threads: None) -> None:
     """Not on the other rows and their number, its place, the number of samples, that of threads, calls at the same time."""
@@ -201,9 +194,11 @@ def test_a_row_depends_on_nothing_else(activation: str | None, dtype: torch.dtyp
     expected = given(samples, pixels)
     h, x, flat = samples.flatten(0, 1), pixels.repeat_interleave(15, 0), expected.flatten()
     assert len(flat.unique()) > 250
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    for i in (order, *([i] for i in range(0, 300, 13)), *(range(*ends) for ends in ((0, 300), (3, 20), (5, 38), (17, 300)))):
-        assert torch.equal(given(h[list(i)], x[list(i)]), flat[list(i)])
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0)).tolist()
+    parts = [slice(0, 300), slice(3, 20), slice(5, 38), slice(17, 300), *(slice(i, i + 1) for i in range(0, 300, 13))]
+    assert torch.equal(given(h[order], x[order]), flat[order])
+    for rows in parts:
+        assert torch.equal(given(h[rows], x[rows]), flat[rows])
     for k in (1, 2, 7, 8):
         assert torch.equal(given(samples[:, k:], pixels), expected[:, k:])
         assert torch.equal(given(samples[:k, :k], pixels[:k]), expected[:k, :k])
@@ -212,16 +207,16 @@ def test_a_row_depends_on_nothing_else(activation: str | None, dtype: torch.dtyp
         torch.set_num_threads(count)
         assert torch.equal(given(h.repeat(11, 1), x.repeat(11, 1)), flat.repeat(11))
         assert torch.equal(given(h.repeat(11, 1).unsqueeze(0), x[:1]), one_x.repeat(11).unsqueeze(0))
-    with ThreadPoolExecutor(4) as pool:  # of Python
+    with ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(found, flat) for found in pool.map(lambda _: given(h, x), range(20)))
 
 
 @pytest.mark.parametrize("x", ["float", "bool", "byte"])
 def test_layout_does_not_matter(x: str, isa: None) -> None:
-    """Any strides, and the bit that negates a view, give the bits of contiguous copies; and gradients equal to rounding."""
+    """Any strides, and the bit that negates a view, give the bits of contiguous copies."""
     layouts: list[Callable[[Tensor], Tensor]] = [
         lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-        lambda t: t.transpose(0, min(1, t.dim() - 1)).contiguous().transpose(0, min(1, t.dim() - 1)),  # [K, B, H] seen as [B, K, H]
+        lambda t: t.transpose(0, t.dim() // 2).contiguous().transpose(0, t.dim() // 2),  # h as [K, B, H]
         lambda t: torch.stack([t, t + t], -1).flatten(-2)[..., ::2],
         lambda t: torch.stack([t, t + t], 1).flatten(0, 1)[::2],
         lambda t: torch.cat([t[..., :1], t], -1)[..., 1:],
@@ -236,44 +231,34 @@ def test_layout_does_not_matter(x: str, isa: None) -> None:
             strided = {name: layout(t) if name in which else t for name, t in tensors.items()}
             packed = {name: t.contiguous().resolve_neg() for name, t in strided.items()}
             assert torch.equal(value(strided, "tanh"), value(packed, "tanh"))
-            if len(which) > 1:
-                found, expected = (evaluate(call(ops, "tanh"), given) for given in (strided, packed))
-                for name, gradient in found.items():
-                    torch.testing.assert_close(gradient, expected[name])
 
 
 @pytest.mark.parametrize("leading", [(20000,), (400, 50)])
 def test_holds_neither_logits_nor_activations(leading: tuple[int, ...]) -> None:
     tensors = {name: t.requires_grad_() for name, t in draw(leading, (4, 300, 784)).items()}
-    largest = {}
+    largest = []
     for which in (ops, reference):
         with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
             value(tensors, "relu", which)
-        largest[which] = max(abs(event.cpu_memory_usage) for event in profile.events())
-    assert largest[ops] < 0.02 * 4 * 20000 * 784 < largest[reference]
-
-
-# Derivatives
+        largest.append(max(abs(event.cpu_memory_usage) for event in profile.events()))
+    assert largest[0] < 0.02 * 4 * 20000 * 784 < largest[1]
 
 
 @pytest.mark.parametrize("leading", [(3,), (2, 3)])
 @every_activation
-def test_gradcheck(activation: str | None, leading: tuple[int, ...], path_device: str) -> None:
+def test_gradcheck_and_each_gradient_alone(activation: str | None, leading: tuple[int, ...], path_device: str) -> None:
     tensors = draw(leading, (3, 4, 5, 2), dtype=torch.float64, device=path_device)
-    leaves = [t.requires_grad_() for t in tensors.values()]
-    assert torch.autograd.gradcheck(lambda *leaves: call(ops, activation)(**dict(zip(tensors, leaves, strict=True))), leaves)
-
-
-def test_each_gradient_alone(path_device: str) -> None:
-    tensors = draw((5, 3), (3, 4, 5, 6), dtype=torch.float64, device=path_device)
-    full = evaluate(call(ops, "tanh"), tensors)
+    function = call(ops, activation)
+    full = evaluate(function, tensors)
+    leaves = [t.clone().requires_grad_() for t in tensors.values()]
+    assert torch.autograd.gradcheck(lambda *leaves: function(**dict(zip(tensors, leaves, strict=True))), leaves)
     for wanted in tensors:
-        leaves = {name: t.clone().requires_grad_(name == wanted) for name, t in tensors.items()}
-        out = value(leaves, "tanh")
+        alone = {name: t.clone().requires_grad_(name == wanted) for name, t in tensors.items()}
+        out = value(alone, activation)
         out.sum().backward()
         torch.testing.assert_close(out.detach(), full["output 0"], rtol=1e-12, atol=1e-12)
-        assert [name for name, leaf in leaves.items() if leaf.grad is not None] == [wanted]
-        torch.testing.assert_close(leaves[wanted].grad, full[f"gradient of {wanted}"], rtol=1e-12, atol=1e-12)
+        assert [name for name, leaf in alone.items() if leaf.grad is not None] == [wanted]
+        torch.testing.assert_close(alone[wanted].grad, full[f"gradient of {wanted}"], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("leading", [(300,), (2, 700)])
@@ -281,14 +266,13 @@ def test_no_graph_without_gradients(leading: tuple[int, ...], device: str, threa
     """Leaves that want a gradient, and tensors of inference mode, give the bits of others; all are only read."""
     torch.set_num_threads(2)
     tensors = draw(leading, (5, 7, 6, 784), device=device)
-    expected, before = value(tensors, "elu"), {name: t.clone() for name, t in tensors.items()}
-    leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+    expected, leaves = value(tensors, "elu"), {name: t.clone().requires_grad_() for name, t in tensors.items()}
     assert value(leaves, "elu").requires_grad and not expected.requires_grad
-    for mode, given in product((torch.no_grad, torch.inference_mode), (leaves, tensors)):
+    for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found = value({name: t.clone() for name, t in given.items()} if given is tensors else given, "elu")
-        assert not found.requires_grad and torch.equal(found, expected)
-    assert_same({name: t.detach() for name, t in (tensors | leaves).items()}, before)
+            for found in (value(leaves, "elu"), value({name: t.clone() for name, t in tensors.items()}, "elu")):
+                assert not found.requires_grad and torch.equal(found, expected)
+    assert all(torch.equal(leaves[name].detach(), t) for name, t in draw(leading, (5, 7, 6, 784), device=device).items())
 
 
 def test_second_derivative_raises(device: str) -> None:
@@ -321,69 +305,62 @@ def test_forward_mode_and_functional_transforms_raise(name: str, device: str) ->
             transform(total)(tensors[name])
 
 
-# What traces and casts
-
-
-@pytest.fixture
-def fresh_dynamo() -> None:
-    torch._dynamo.reset()
+def test_vmap_without_gradients(device: str) -> None:
+    """Over all arguments at once, and over h alone."""
+    batches = [draw(device=device), {name: t.flip(0) for name, t in draw(device=device).items()}]
+    names = list(batches[0])
+    stacked = [torch.stack([batch[name] for batch in batches]) for name in names]
+    found = torch.func.vmap(lambda *tensors: value(dict(zip(names, tensors, strict=True)), "tanh"))(*stacked)
+    torch.testing.assert_close(found, torch.stack([value(batch, "tanh") for batch in batches]))
+    found = torch.func.vmap(lambda h: value(batches[0] | {"h": h}, "tanh"))(stacked[0])
+    torch.testing.assert_close(found, torch.stack([value(batches[0] | {"h": batch["h"]}, "tanh") for batch in batches]))
 
 
 @pytest.mark.parametrize(("leading", "x"), [((4,), "float"), ((3, 2), "byte")])
-def test_opcheck(leading: tuple[int, ...], x: str, device: str, fresh_dynamo: None) -> None:
+def test_opcheck(leading: tuple[int, ...], x: str, device: str) -> None:
+    torch._dynamo.reset()
     op, tensors = torch.ops.dgmfast.mlp_bernoulli_log_prob.default, draw(leading, x=x, device=device)
     torch.library.opcheck(op, arguments(tensors, "tanh"))
-    leaves = {name: t.double().requires_grad_() if t.is_floating_point() else t for name, t in tensors.items()}
-    torch.library.opcheck(op, arguments(leaves, "tanh"))
-    strided = {name: t.detach()[..., :1].expand_as(t).requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
-    torch.library.opcheck(op, arguments(strided))
+    for wanted in (double(tensors), {name: t[..., :1].expand_as(t) for name, t in tensors.items()}):
+        torch.library.opcheck(op, arguments({n: t.detach().requires_grad_(t.is_floating_point()) for n, t in wanted.items()}))
 
 
 @pytest.mark.parametrize("leading", [(4,), (4, 3), (0, 3), (3, 0)])
 def test_meta_and_fake_tensors(leading: tuple[int, ...], device_dtype: tuple[str, torch.dtype]) -> None:
-    device, dtype = device_dtype
-    tensors = draw(leading, dtype=dtype, device=device)
+    tensors = draw(leading, dtype=device_dtype[1], device=device_dtype[0])
     with FakeTensorMode() as mode:
         fake = value({name: mode.from_tensor(t) for name, t in tensors.items()}, "relu")
     meta, real = value({name: t.to("meta") for name, t in tensors.items()}, "relu"), value(tensors, "relu")
-    assert meta.is_meta and fake.device.type == device
+    assert meta.is_meta and fake.device.type == device_dtype[0]
     for out in (meta, fake):
         assert (out.shape, out.dtype, out.stride()) == (real.shape, real.dtype, real.stride())
 
 
-def within_a_function(tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """Work before and after the op, for a compiler to fuse."""
-    out = value(tensors | {"h": tensors["h"] * 1.5}, "tanh")
-    return out, (out * 0.5).sin().sum()
-
-
-def assert_compiled_matches(compiled: Callable[[Tensors], tuple[Tensor, Tensor]], tensors: Tensors) -> None:
-    """Values and gradients; and without gradients."""
-    found, expected = (evaluate(lambda f=f, **t: f(t)[1:], tensors) for f in (compiled, within_a_function))
-    for name, t in found.items():
-        torch.testing.assert_close(t, expected[name], rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(tensors)[0], within_a_function(tensors)[0], rtol=1e-6, atol=1e-5)
-
-
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compile(dynamic: bool | None, device: str, fresh_dynamo: None) -> None:
-    """One graph with gradients and one without; dynamic ones serve every shape."""
-    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(within_a_function, fullgraph=True, backend=graphs, dynamic=dynamic)
-    for rows, dim in ((4, 6), (5, 17), (9, 70))[: 3 if dynamic else 1]:
-        assert_compiled_matches(compiled, draw((rows, 3), (9, 13, dim), device=device))
-    assert graphs.frame_count == 2
-    assert all(any(OP in str(node.target) for node in graph.graph.nodes) for graph in graphs.graphs)
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
-def test_inductor(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> None:
-    if device == "cuda":
+@pytest.mark.parametrize(
+    ("backend", "dynamic"), [("aot_eager", None), ("aot_eager", True), pytest.param("inductor", None, marks=COMPILER)]
+)
+def test_compile(backend: str, dynamic: bool | None, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph without gradients and one with; dynamic ones serve every shape."""
+    if backend == "inductor" and device == "cuda":
         pytest.importorskip("triton")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert_compiled_matches(torch.compile(within_a_function, fullgraph=True), draw(device=device))
-    assert any(tmp_path.iterdir())  # it did compile
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend(backend)
+
+    def within(tensors: Tensors) -> tuple[Tensor, Tensor]:  # work before and after the op, for a compiler to fuse
+        out = value(tensors | {"h": tensors["h"] * 1.5}, "tanh")
+        return out, (out * 0.5).sin().sum()
+
+    compiled = torch.compile(within, fullgraph=True, backend=graphs, dynamic=dynamic)
+    for rows, dim in ((4, 6), (5, 17), (9, 70))[: 3 if dynamic else 1]:
+        tensors = draw((rows, 3), (9, 13, dim), device=device)
+        torch.testing.assert_close(compiled(tensors)[0], within(tensors)[0])
+        if backend != "inductor":  # whose three further compilations are those of the two ops that others check
+            found, expected = (evaluate(lambda f=f, **t: f(t)[1:], tensors) for f in (compiled, within))
+            for name, t in found.items():
+                torch.testing.assert_close(t, expected[name], rtol=1e-5, atol=1e-5)
+    assert graphs.frame_count == (1 if backend == "inductor" else 2)
+    assert all(any(OP in str(node.target) for node in graph.graph.nodes) for graph in graphs.graphs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -401,24 +378,21 @@ def test_autocast_on_a_cpu(dtype: torch.dtype) -> None:
         out = under_autocast(**given)[0]
         assert out.dtype == torch.float32 and torch.equal(out, value(single, "tanh"))
         found, expected = evaluate(under_autocast, given), evaluate(call(ops, "tanh"), single)
-        for name, t in found.items():
-            own = given[name.removeprefix("gradient of ")].dtype if "gradient" in name else torch.float32
-            torch.testing.assert_close(t, expected[name].to(own))
+        torch.testing.assert_close(found["output 0"], expected["output 0"])
+        for name, t in given.items():
+            torch.testing.assert_close(found[f"gradient of {name}"], expected[f"gradient of {name}"].to(t.dtype))
     assert under_autocast(**double(exact))[0].dtype == torch.float64
     for wrong in (exact | {"w1": exact["w1"].double()}, exact | {"h": exact["h"].int()}):
         with pytest.raises(TypeError, match=OP):
             under_autocast(**wrong)
 
 
-# Errors
-
-
 def assert_refused(error: type[Exception], message: str, h: object, *others: object) -> None:
     """In one sentence of the op itself, whether or not a gradient is wanted."""
-    floating = isinstance(h, Tensor) and h.is_floating_point()
-    for given in (h, h.detach().requires_grad_()) if floating else (h,):
+    wanted = [h.detach().requires_grad_()] if isinstance(h, Tensor) and h.is_floating_point() else []
+    for given in (h, *wanted):
         with pytest.raises(error) as caught:
-            ops.mlp_bernoulli_log_prob(given, *others)
+            ops.mlp_bernoulli_log_prob(given, *others)  # type: ignore[arg-type]
         assert type(caught.value) is error and re.fullmatch(f"{OP}: {message}", str(caught.value)), str(caught.value)
 
 
@@ -446,16 +420,17 @@ def test_wrong_tensors(argument: str, device: str) -> None:
     tensors = draw(device=device)
 
     def refused(error: type[Exception], message: str, wrong: object) -> None:
-        assert_refused(error, f"{label} must {message}", *arguments(tensors | {argument: wrong}, "tanh"))
+        assert_refused(error, f"{label} must {message}", *arguments(tensors | {argument: wrong}, "tanh"))  # type: ignore[arg-type]
 
     for wrong in ([1.0], 2.5, "x", None):
         refused(TypeError, f"be a tensor; got {type(wrong).__name__}", wrong)
-    for dtype in (torch.float64, torch.int64, torch.bfloat16) if argument != "h" else (torch.int64, torch.complex64):
+    halves = [torch.float16, torch.bfloat16] if device == "cpu" or argument != "h" else []
+    for dtype in (torch.int64, torch.complex64, *halves, *([torch.float64] if argument != "h" else [])):
         expected = "be float32 .*" if argument == "h" else "have the dtype of h, float32"
         refused(TypeError, f"{expected}; got {str(dtype).removeprefix('torch.')}", tensors[argument].to(dtype))
     if argument != "h":
         refused(ValueError, r"be on the device of h, \S*; got meta", tensors[argument].to("meta"))
-    with pytest.raises(NotImplementedError, match="dgmfast"):
+    with pytest.raises(NotImplementedError, match=OP):
         value(tensors | {argument: tensors[argument].to_sparse()})
 
 
@@ -466,7 +441,9 @@ def test_wrong_tensors(argument: str, device: str) -> None:
         ({"weights": [torch.ones(9, 9)] * 17, "biases": [torch.ones(9)] * 17}, ValueError, "weights must .*16.*; got .*17.*"),
         ({"biases": []}, ValueError, "biases must .*2.*; got .*0.*"),
         ({"biases": [torch.ones(13)]}, ValueError, "biases must .*2.*; got .*1.*"),
-        ({"biases": [torch.ones(13), torch.ones(21), torch.ones(21)]}, ValueError, "biases must .*2.*; got .*3.*"),
+        ({"biases": (torch.ones(13), torch.ones(21), torch.ones(21))}, ValueError, "biases must .*2.*; got .*3.*"),
+        ({"weights": None}, TypeError, "weights must be a list of tensors; got NoneType"),
+        ({"biases": 3}, TypeError, "biases must be a list of tensors; got int"),
         ({"activation": "gelu"}, ValueError, "activation must be None, .*tanh.*; got 'gelu'"),
         ({"activation": ""}, ValueError, "activation must be None, .*tanh.*; got ''"),
         ({"activation": 3}, TypeError, "activation must be None or a string; got int"),
@@ -474,11 +451,5 @@ def test_wrong_tensors(argument: str, device: str) -> None:
     ],
 )
 def test_wrong_lists_and_activations(wrong: dict[str, object], error: type[Exception], message: str) -> None:
-    given = dict(zip(("h", "weights", "biases", "x", "activation"), arguments(draw()), strict=True))
+    given: dict[str, object] = dict(zip(("h", "weights", "biases", "x", "activation"), arguments(draw()), strict=True))
     assert_refused(error, message, *(given | wrong).values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bits_on_a_cpu(dtype: torch.dtype) -> None:
-    message = rf"h must be float32 or float64 on the CPU; got {str(dtype).removeprefix('torch.')}"
-    assert_refused(TypeError, message, *arguments({name: t.to(dtype) for name, t in draw().items()}))

@@ -1,4 +1,5 @@
-// The geometry every kernel shares: rows of `dim` numbers, whose leading dimensions broadcast through strides.
+// What kernels are told of numbers, and the geometry that most of them share: rows of `dim` numbers, whose leading dimensions
+// broadcast through strides.
 #pragma once
 
 #include <cstdint>

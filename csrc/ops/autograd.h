@@ -7,6 +7,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "ops/rows.h"
 
 // Registers an op's `forward`, `backward`, `forward_meta`, `backward_meta` and `autograd`, found in the enclosing scope,
@@ -45,6 +48,9 @@ inline bool differentiable(const Tensor& t, bool reverse_mode) {
 }
 inline bool differentiable(const OptionalTensor& t, bool reverse_mode) {
   return t.has_value() && differentiable(*t, reverse_mode);
+}
+inline bool differentiable(at::TensorList list, bool reverse_mode) {
+  return std::any_of(list.begin(), list.end(), [&](const Tensor& t) { return differentiable(t, reverse_mode); });
 }
 template <class T>
 bool differentiable(const T&, bool) {
@@ -127,6 +133,11 @@ inline Tensor cast_floating(at::ScalarType type, const Tensor& t, at::DeviceType
 inline OptionalTensor cast_floating(at::ScalarType type, const OptionalTensor& t, at::DeviceType device) {
   return pointer(t) ? OptionalTensor(cast_floating(type, *t, device)) : std::nullopt;
 }
+inline std::vector<Tensor> cast_floating(at::ScalarType type, at::TensorList list, at::DeviceType device) {
+  std::vector<Tensor> cast;
+  for (const Tensor& t : list) cast.push_back(cast_floating(type, t, device));
+  return cast;
+}
 template <class Op>
 at::ScalarType autocast_type(at::DeviceType device) {
   if constexpr (requires { Op::autocast_type(device); }) {
@@ -135,6 +146,12 @@ at::ScalarType autocast_type(at::DeviceType device) {
     return at::kFloat;
   }
 }
+// For ops that are products: as torch's linear; the CPU kernels have no 16 bits.
+struct AutocastAsLinear {
+  static at::ScalarType autocast_type(at::DeviceType device) {
+    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
+  }
+};
 inline c10::DispatchKeySet autocast_keys() {
   return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
 }
@@ -145,7 +162,7 @@ template <class Op, at::DeviceType device, class Return, class... Args>
 struct Autocast<Op, device, Return(Args...)> {
   template <class T>
   static decltype(auto) cast(const T& value) {
-    if constexpr (std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>) {
+    if constexpr (std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor> || std::is_same_v<T, at::TensorList>) {
       return cast_floating(autocast_type<Op>(device), value, device);
     } else {
       return (value);

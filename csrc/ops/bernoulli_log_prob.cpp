@@ -29,12 +29,7 @@ struct Op {
 template <class Int>
 Shape<Int> check(const Tensor& logits, const Tensor& x) {
   const std::array<Arg, 2> args{{{"logits", &logits}, {"x", &x}}};
-  if (x.scalar_type() == at::kBool || x.scalar_type() == at::kByte) {
-    check_floating(Op::name, c10::ArrayRef<Arg>(args).slice(0, 1));
-    check_same_device(Op::name, args[0], args[1]);
-  } else {
-    check_floating(Op::name, args);
-  }
+  check_data(Op::name, args[0], args[1]);
   return leading_shape<Int>(Op::name, args);
 }
 

@@ -19,7 +19,7 @@ using Name = std::optional<c10::string_view>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Wanted = std::array<bool, 4>;
 
-struct Op {
+struct Op : AutocastAsLinear {
   static constexpr const char* name = "label_linear";
   using Forward = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, Name);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
@@ -32,10 +32,6 @@ struct Op {
   static const c10::TypedOperatorHandle<Backward>& backward() {
     static const auto op = find_op<Backward>("dgmfast::label_linear_backward");
     return op;
-  }
-  // as torch's linear; the CPU kernels have no 16 bits
-  static at::ScalarType autocast_type(at::DeviceType device) {
-    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
   }
 };
 

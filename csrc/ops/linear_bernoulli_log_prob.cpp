@@ -22,7 +22,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Wanted = std::array<bool, 4>;
 using WithLogits = std::tuple<Tensor, Tensor>;
 
-struct Op {
+struct Op : AutocastAsLinear {
   static constexpr const char* name = "linear_bernoulli_log_prob";
   using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&);
   using Keeping = WithLogits(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&);
@@ -41,14 +41,7 @@ struct Op {
     static const auto op = find_op<Backward>("dgmfast::linear_bernoulli_log_prob_backward");
     return op;
   }
-  // as torch's linear; the CPU kernels have no 16 bits
-  static at::ScalarType autocast_type(at::DeviceType device) {
-    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
-  }
 };
-
-// Sums of hundreds of nats are kept out of 16 bits.
-at::ScalarType sum_type(const Tensor& h) { return h.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 // The shape of the output: h's without its last dimension.
 template <class Int>
@@ -61,11 +54,7 @@ template <class Int>
 Shape<Int> check(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
   const Arg first{"h", &h}, last{"x", &x};
   check_floating(Op::name, {{first, {"weight", &weight}, {"bias", pointer(bias)}}});
-  if (x.scalar_type() == at::kBool || x.scalar_type() == at::kByte) {
-    check_same_device(Op::name, first, last);
-  } else {
-    check_floating(Op::name, {{first, last}});
-  }
+  check_data(Op::name, first, last);
   TORCH_CHECK_VALUE(h.dim() == 2 || h.dim() == 3, Op::name, ": h must have shape [B, H] or [B, K, H]; got ", h.sym_sizes());
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.sym_size(1) == h.sym_size(-1), Op::name,
                     ": weight must have shape [D, H] with H of h, ", h.sym_size(-1), "; got ", weight.sym_sizes());

@@ -2,8 +2,6 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-
 #include "ops/autograd.h"
 #include "ops/ops.h"
 
@@ -12,7 +10,7 @@ namespace {
 
 using Name = std::optional<c10::string_view>;
 
-struct Op {
+struct Op : AutocastAsLinear {
   static constexpr const char* name = "mlp_bernoulli_log_prob";
   using Forward = Tensor(const Tensor&, at::TensorList, at::TensorList, const Tensor&, Name);
 
@@ -20,11 +18,18 @@ struct Op {
     static const auto op = find_op<Forward>("dgmfast::mlp_bernoulli_log_prob");
     return op;
   }
-  // as torch's linear; the CPU kernels have no 16 bits
-  static at::ScalarType autocast_type(at::DeviceType device) {
-    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
-  }
 };
+
+// weights[0], biases[0], weights[1], ...
+const std::array<std::string, 2 * kMaxMlpLayers>& argument_names() {
+  static const auto names = [] {
+    std::array<std::string, 2 * kMaxMlpLayers> made;
+    for (int i = 0; i < kMaxMlpLayers; ++i)
+      made[2 * i] = c10::str("weights[", i, "]"), made[2 * i + 1] = c10::str("biases[", i, "]");
+    return made;
+  }();
+  return names;
+}
 
 // The output's shape: h's without its last dimension.
 template <class Int>
@@ -34,18 +39,14 @@ Shape<Int> check(const Tensor& h, at::TensorList weights, at::TensorList biases,
                     kMaxMlpLayers, " layers; got ", weights.size());
   TORCH_CHECK_VALUE(biases.size() == weights.size(), Op::name, ": biases must be as many as weights, ", weights.size(), "; got ",
                     biases.size());
-  std::array<std::string, 2 * kMaxMlpLayers> names;
-  std::vector<Arg> args{{"h", &h}};
+  const auto& names = argument_names();
+  c10::SmallVector<Arg, 2 * kMaxMlpLayers + 1> args{{"h", &h}};
   for (size_t i = 0; i < weights.size(); ++i) {
-    names[2 * i] = c10::str("weights[", i, "]"), names[2 * i + 1] = c10::str("biases[", i, "]");
-    args.insert(args.end(), {{names[2 * i].c_str(), &weights[i]}, {names[2 * i + 1].c_str(), &biases[i]}});
+    args.push_back({names[2 * i].c_str(), &weights[i]});
+    args.push_back({names[2 * i + 1].c_str(), &biases[i]});
   }
   check_floating(Op::name, args);
-  if (x.scalar_type() == at::kBool || x.scalar_type() == at::kByte) {
-    check_same_device(Op::name, args[0], {"x", &x});
-  } else {
-    check_floating(Op::name, {{args[0], {"x", &x}}});
-  }
+  check_data(Op::name, args[0], {"x", &x});
   TORCH_CHECK_VALUE(h.dim() == 2 || h.dim() == 3, Op::name, ": h must have shape [B, H] or [B, K, H]; got ", h.sym_sizes());
   Int width = sizes<Int>(h).back();
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -63,7 +64,7 @@ Shape<Int> check(const Tensor& h, at::TensorList weights, at::TensorList biases,
 }
 
 // The op as the layers that it stands for, with their gradients and their CUDA kernels.
-Tensor by_layers(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, const Name& activation) {
+Tensor by_layers(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
   Tensor value = h;
   for (size_t i = 0; i + 1 < weights.size(); ++i) {
     value = label_linear(value, weights[i], biases[i].unsqueeze(1), std::nullopt, activation).squeeze(-2);
@@ -98,31 +99,16 @@ Tensor forward_cuda(const Tensor& h, at::TensorList weights, at::TensorList bias
 
 Tensor forward_meta(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
   const auto leading = check<c10::SymInt>(h, weights, biases, x, activation);
-  // sums of hundreds of nats are kept out of 16 bits
-  return at::empty_symint(leading, h.options().dtype(h.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  return at::empty_symint(leading, h.options().dtype(sum_type(h)));
 }
 
 Tensor autograd(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
-  const auto wanted = [](const Tensor& t) { return needs_graph(t); };
-  if (needs_graph(h, x) || std::any_of(weights.begin(), weights.end(), wanted) ||
-      std::any_of(biases.begin(), biases.end(), wanted)) {
+  if (needs_graph(h, weights, biases, x)) {
     check<c10::SymInt>(h, weights, biases, x, activation);
     return by_layers(h, weights, biases, x, activation);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return Op::forward().call(h, weights, biases, x, activation);
-}
-
-template <at::DeviceType device>
-Tensor autocast(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto cast = [](const Tensor& t) { return cast_floating(Op::autocast_type(device), t, device); };
-  const auto cast_all = [&](at::TensorList list) {
-    std::vector<Tensor> out;
-    std::transform(list.begin(), list.end(), std::back_inserter(out), cast);
-    return out;
-  };
-  return Op::forward().call(cast(h), cast_all(weights), cast_all(biases), cast(x), activation);
 }
 
 }  // namespace
@@ -136,7 +122,9 @@ TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward_cuda); }
 TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, &autograd); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &autocast<at::kCPU>); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &autocast<at::kCUDA>); }
+// vmap's fallback takes no lists
+TORCH_LIBRARY_IMPL(dgmfast, FuncTorchBatched, m) { m.impl(Op::name, &by_layers); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU, Op::Forward>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA, Op::Forward>::call); }
 
 }  // namespace dgmfast

@@ -66,6 +66,13 @@ void check_floating(const char* op, c10::ArrayRef<Arg> args) {
   }
 }
 
+void check_data(const char* op, const Arg& first, const Arg& data) {
+  const at::ScalarType type = data.tensor->scalar_type();
+  if (type != at::kBool && type != at::kByte) return check_floating(op, {first, data});
+  check_floating(op, {first});
+  check_same_device(op, first, data);
+}
+
 Activation activation_of(const char* op, const std::optional<c10::string_view>& name) {
   if (!name) return Activation::identity;
   constexpr std::array<std::pair<const char*, Activation>, 6> known{{{"identity", Activation::identity},

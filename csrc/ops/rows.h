@@ -47,9 +47,14 @@ c10::ArrayRef<Int> sizes(const Tensor& t) {
 
 DType dtype_of(const Tensor& t);
 
+// Sums of hundreds of nats are kept out of 16 bits.
+inline at::ScalarType sum_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
 // One device for all, and one floating dtype that the device's kernels take.
 void check_floating(const char* op, c10::ArrayRef<Arg> args);
 void check_same_device(const char* op, const Arg& expected, const Arg& got);
+// On the device of `first`, and of its dtype, or bool or uint8: binary data.
+void check_data(const char* op, const Arg& first, const Arg& data);
 
 // The activation of a name; none is the identity.
 Activation activation_of(const char* op, const std::optional<c10::string_view>& name);

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
 from dgmfast.models.vae import check_flags, check_sizes
-from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, choose, decode
+from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, choose, decode, fused_layers
 
 
 class AVAE(GenerativeModel):
@@ -84,6 +84,10 @@ class AVAE(GenerativeModel):
                 a_i.p = self.p_a[i](torch.cat([z_j.z for z_j in z[i:]], -1))
         latents = {f"a{i + 1}": a_i for i, a_i in enumerate(a)} | {f"z{i + 1}": z_i for i, z_i in enumerate(z)}
         return Terms(*decode(self.decoder, self.output, z[0].z, x.unsqueeze(1)), latents)
+
+    def fused(self, device: torch.device) -> list[nn.Module]:
+        parts = [self.decoder, self.output]
+        return [] if fused_layers(self.decoder, self.output, device) is None else [m for part in parts for m in part.modules()]
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = next(self.parameters()).new_zeros(n, self.latent[-1])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -61,22 +62,22 @@ class Latent:
 class Terms:
     """The terms of the bounds for k joint draws of the latents, in nats.
 
-    output_input: what the output distribution p(x|·) takes, or a function that makes it, where log_px could do without it.
+    decoding: what the output distribution p(x|·) takes, or a function that makes it, where log_px could do without (nn.decode).
     log_px: log p(x | latents), [B, k], labelled where a label is summed over. labels, log_py: the model's label, if it has one,
     and log p(y|·) of what it is. cross_entropy: −log of the classifiers' probabilities of an observed label, [B, k].
     """
 
-    output_input: Tensor | Callable[[], Tensor]
+    decoding: Tensor | Callable[[], Tensor]
     log_px: Tensor
     latents: dict[str, Latent] = field(default_factory=dict)
     labels: Labels | None = None
     log_py: Tensor | None = None
     cross_entropy: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def decoded(self) -> Tensor:
         """What the output distribution p(x|·) takes."""
-        return self.output_input if isinstance(self.output_input, Tensor) else self.output_input()
+        return self.decoding if isinstance(self.decoding, Tensor) else self.decoding()
 
     def log_weights(self, beta: float = 1.0) -> Tensor:
         """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k] (eq. 3.31; β: eq. 5.5).
@@ -153,6 +154,10 @@ class GenerativeModel(nn.Module):
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         """What the output distribution takes, [n, 1, ...], with the latents drawn from the prior."""
         raise _abstract(self, "prior")
+
+    def fused(self, device: torch.device) -> list[nn.Module]:
+        """The modules that `draw` does not call on a device in evaluation, because one op does their work (nn.decode)."""
+        return []
 
     def start_at(self, mean: Tensor) -> None:
         """Let the untrained p(x | latents) have the data's mean [D]."""

@@ -91,7 +91,10 @@ class M1M2(LabelModel):
         z1 = Latent(labels.each(first.z), labels.term(first.log_q), first.q, self.p_z1(z2, labels))
         latents = {"z1": z1, "z2": Latent(z2, log_q2, q, exact=True)}
         entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
-        return Terms(terms.output_input, labels.term(terms.log_px), latents, labels, labels.prior(self.log_py()), entropies)
+        return Terms(terms.decoding, labels.term(terms.log_px), latents, labels, labels.prior(self.log_py()), entropies)
+
+    def fused(self, device: torch.device) -> list[nn.Module]:
+        return self.m1.fused(device)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = self.prior_logits.new_zeros(n, self.latent[1])

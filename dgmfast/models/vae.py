@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
-from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, choose, decode
+from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, choose, decode, fused_layers
 
 
 class VAE(GenerativeModel):
@@ -76,6 +77,10 @@ class VAE(GenerativeModel):
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
         latents = self.infer(encoding, k, noise)
         return Terms(*decode(self.decoder, self.output, latents["z1"].z, x.unsqueeze(1)), latents)
+
+    def fused(self, device: torch.device) -> list[nn.Module]:
+        parts = [self.decoder, self.output]
+        return [] if fused_layers(self.decoder, self.output, device) is None else [m for part in parts for m in part.modules()]
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         zeros = next(self.parameters()).new_zeros(n, self.latent[-1])

@@ -72,7 +72,8 @@ def mlp_bernoulli_log_prob(
     """Log-probability of x under the Bernoulli variables of a whole decoder, in nats: its hidden layers, logits and likelihood.
 
     log p(x|h) = Σ_d x_d l_d − log(1 + e^{l_d}) with l = W_n h_{n−1} + b_n, h_i = act(W_i h_{i−1} + b_i) and h_0 = h. On a CPU a
-    tile of rows goes through all layers in the first-level cache, and neither activations nor logits are ever in memory.
+    tile of rows goes through all layers in cache, and neither activations nor logits are ever in memory; a row alone takes longer
+    than layer by layer.
 
     Args:
         h: [B, H_0], or [B, K, H_0] for K samples of each row. weights: [H_i, H_{i−1}] of each layer, the last one [D, H_{n−1}];
@@ -93,7 +94,7 @@ def mlp_bernoulli_log_prob(
 
     Source: log p(x|z) of thesis eq. 3.11 for binary data, with its decoder.
     """
-    weights, biases = list(weights), list(biases)
+    weights, biases = _listed("weights", weights), _listed("biases", biases)
     if is_compiling():
         return torch.ops.dgmfast.mlp_bernoulli_log_prob(h, weights, biases, x, activation)
     try:
@@ -105,3 +106,10 @@ def mlp_bernoulli_log_prob(
             ) from None
         lists = {f"{name}[{i}]": t for name, ts in (("weights", weights), ("biases", biases)) for i, t in enumerate(ts)}
         raise not_a_tensor("mlp_bernoulli_log_prob", error, h=h, **lists, x=x) from None
+
+
+def _listed(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    try:
+        return list(tensors)
+    except TypeError:
+        raise TypeError(f"mlp_bernoulli_log_prob: {name} must be a list of tensors; got {type(tensors).__name__}") from None

@@ -1,4 +1,4 @@
-// A decoder for a tile of rows: what its layers make stays in the first-level cache, transposed, with the rows in the lanes of
+// A decoder for a tile of rows: what its layers make stays in cache, transposed, with the rows in the lanes of
 // vectors. A row so never meets another, and its logits are summed as they leave the registers.
 #include "kernels/mlp_bernoulli_log_prob.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 // A tile of sums in registers, outputs × vectors, is the largest that leaves some for the operands.
 constexpr int kOutputs = kVectorBytes == 64 ? 12 : 6, kVectors = 2;
-constexpr int64_t kInputs = 512;  // summed at a time, against rounding
+constexpr int64_t kInputs = 256;  // summed at a time, against rounding
 
 static_assert(kMlpTileBytes >= kVectors * kVectorBytes);
 static_assert(kMlpSegment % kOutputs == 0 && kMlpSegment <= kFactors<float> && kMlpSegment <= kFactors<double>);

@@ -1,0 +1,225 @@
+"""nn.decode: a Bernoulli decoder as one op is what its modules are, and is not used where they would be something else."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from dgmfast import evaluate, models
+from dgmfast.models import VAE
+from dgmfast.nn import MLP, MOST_LAYERS, BernoulliOutput, RowBatchNorm, decode, fused_layers
+
+CPU = torch.device("cpu")
+ACTIVATIONS = ["tanh", "relu", "leaky_relu", "softplus", "elu", "identity"]
+
+
+def draw(activation: str = "elu", batch_norm: bool = False, hidden: tuple[int, ...] = (7, 6)) -> tuple[MLP, BernoulliOutput]:
+    """A decoder whose batch normalisation has statistics and parameters of its own, in evaluation."""
+    torch.manual_seed(0)
+    decoder, output = MLP(5, hidden, activation, batch_norm), BernoulliOutput(hidden[-1] if hidden else 5, 20)
+    for norm in decoder.modules():
+        if isinstance(norm, RowBatchNorm):
+            for t in (norm.running_var, norm.weight):
+                t.data.uniform_(0.3, 3.0)
+            for t in (norm.running_mean, norm.bias):
+                t.data.normal_()
+    return decoder.eval(), output.eval()
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 4, 5, generator=generator), torch.rand(3, 1, 20, generator=generator).round()
+
+
+def values(decoder: nn.Module, output: BernoulliOutput) -> tuple[Tensor, Tensor]:
+    """log p(x|h) as evaluation makes it, and of the modules."""
+    z, x = inputs()
+    with torch.no_grad():
+        return decode(decoder, output, z, x)[1], output.log_prob(decoder(z), x)
+
+
+@pytest.mark.parametrize("hidden", [(), (9,), (7, 6)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_is_what_the_modules_are(activation: str, batch_norm: bool, hidden: tuple[int, ...]) -> None:
+    decoder, output = draw(activation, batch_norm, hidden)
+    assert fused_layers(decoder, output, CPU) is not None
+    found, expected = values(decoder, output)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    z, x = inputs()
+    with torch.no_grad():
+        made, _ = decode(decoder, output, z, x)
+    assert callable(made)
+    torch.testing.assert_close(made(), decoder(z), rtol=1e-5, atol=1e-5)
+    assert not made().requires_grad
+    assert isinstance(decode(decoder, output, z, x)[0], Tensor)  # for the gradients
+
+
+def _other_slope(decoder: MLP, output: BernoulliOutput) -> None:
+    decoder[-1] = nn.ELU(0.3)
+
+
+def _dropout(decoder: MLP, output: BernoulliOutput) -> None:
+    decoder.append(nn.Dropout())
+
+
+def _batch_statistics(decoder: MLP, output: BernoulliOutput) -> None:
+    decoder.train()
+
+
+def _no_affine(decoder: MLP, output: BernoulliOutput) -> None:
+    decoder[1] = RowBatchNorm(7, affine=False).eval()
+
+
+def _logits_without_bias(decoder: MLP, output: BernoulliOutput) -> None:
+    output.logits = nn.Linear(6, 20, bias=False)
+
+
+def _own_forward(decoder: MLP, output: BernoulliOutput) -> None:
+    class Doubled(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * super().forward(x)
+
+    decoder.__class__ = Doubled
+
+
+def _patched_forward(decoder: MLP, output: BernoulliOutput) -> None:
+    plain = decoder.forward
+    decoder.forward = lambda x: 2.0 * plain(x)  # type: ignore[method-assign]
+
+
+def _own_log_prob(decoder: MLP, output: BernoulliOutput) -> None:
+    class Doubled(BernoulliOutput):
+        def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
+            return 2.0 * super().log_prob(h, x)
+
+    output.__class__ = Doubled
+
+
+def _own_norm(decoder: MLP, output: BernoulliOutput) -> None:
+    class Doubled(RowBatchNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * super().forward(x)
+
+    decoder[1].__class__ = Doubled
+
+
+def _weight_norm(decoder: MLP, output: BernoulliOutput) -> None:
+    parametrizations.weight_norm(decoder[0])
+
+
+def _hook_of_the_decoder(decoder: MLP, output: BernoulliOutput) -> None:
+    decoder.register_forward_hook(lambda module, arguments, h: 2.0 * h)
+
+
+def _hook_of_the_logits(decoder: MLP, output: BernoulliOutput) -> None:
+    output.logits.register_forward_pre_hook(lambda module, arguments: None)
+
+
+CHANGES: list[Callable[[MLP, BernoulliOutput], None]] = [
+    *(_other_slope, _dropout, _batch_statistics, _no_affine, _logits_without_bias, _own_forward, _patched_forward),
+    *(_own_log_prob, _own_norm, _weight_norm, _hook_of_the_decoder, _hook_of_the_logits),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_what_was_changed_is_called(change: Callable[[MLP, BernoulliOutput], None]) -> None:
+    decoder, output = draw(batch_norm=True)
+    plain = values(decoder, output)[0]
+    change(decoder, output)
+    assert fused_layers(decoder, output, CPU) is None
+    torch.manual_seed(0)  # of dropout
+    with torch.no_grad():
+        found = decode(decoder, output, *inputs())[1]
+    torch.manual_seed(0)
+    z, x = inputs()
+    with torch.no_grad():
+        expected = output.log_prob(decoder(z), x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    harmless = (_weight_norm, _hook_of_the_logits)
+    assert change in harmless or not torch.allclose(found, plain, rtol=1e-3)  # the change is one
+
+
+def test_pruned_and_old_weight_norm_follow_their_hooks() -> None:
+    decoder, output = draw()
+    prune.l1_unstructured(decoder[0], "weight", amount=0.5)
+    found, expected = values(decoder, output)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_global_hook_sees_the_decoder() -> None:
+    decoder, output = draw()
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            decode(decoder, output, *inputs())
+    finally:
+        handle.remove()
+    assert decoder in seen
+
+
+def test_a_decoder_deeper_than_the_op() -> None:
+    decoder, output = draw(hidden=(4,) * MOST_LAYERS)
+    torch.testing.assert_close(*values(decoder, output))
+    decoder, output = draw(hidden=(4,) * (MOST_LAYERS - 1))
+    assert fused_layers(decoder, output, CPU) is not None
+    torch.testing.assert_close(*values(decoder, output), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vae", "lvae", "avae"])
+def test_terms_decode_as_they_were_drawn(name: str) -> None:
+    """`decoded` belongs to the draw: no gradient, and none of what the model becomes afterwards."""
+    sizes = {"hidden": ((6, 6), (5, 5)), "latent": (3, 2)}
+    model = models.create(name, x_dim=9, **sizes).eval()
+    x = torch.rand(4, 9).round()
+    with torch.no_grad():
+        terms = model.draw(model.encode(x), x, 2, models.Noise(0))
+        expected = model.decoder(next(z for n, z in terms.latents.items() if n == "z1").z)
+    again = pickle.loads(pickle.dumps(terms))
+    model.train()
+    for drawn in (terms, again):
+        assert drawn.decoded is drawn.decoded and not drawn.decoded.requires_grad
+        torch.testing.assert_close(drawn.decoded, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(terms.decoded, again.decoded)
+
+
+def test_the_modules_without_memory_are_named() -> None:
+    """Those that evaluation does not call, wherever the decoder is; none after a change, or on another device."""
+    plain, nested = models.create("vae", hidden=((6,),)), models.create("m1m2", hidden1=(6,), hidden2=(5,))
+    assert {plain.decoder, plain.output.logits} <= set(plain.fused(CPU))
+    assert {nested.m1.decoder, nested.output.logits} <= set(nested.fused(CPU))
+    assert plain.fused(torch.device("cuda")) == [] and models.create("adgm").fused(CPU) == []
+    _hook_of_the_decoder(plain.decoder, plain.output)
+    assert plain.fused(CPU) == []
+
+
+def test_blocks_do_not_depend_on_the_mode() -> None:
+    """In training mode a decoder with batch norm cannot be one op; log p(x) evaluates it in any case."""
+    model = models.create("lvae", x_dim=6, latent=(3, 2), hidden=((5,), (4,)))
+    x = torch.rand(7, 6).round()
+    model.train()
+    trained = evaluate.log_likelihood(model, x, k=300)
+    assert model.training
+    model.eval()
+    assert torch.equal(evaluate.log_likelihood(model, x, k=300).log_px, trained.log_px)
+
+
+def test_a_model_without_an_output_is_evaluated() -> None:
+    """A user's own p(x|·), with a decoder of whatever kind beside it."""
+
+    class Own(VAE):
+        def draw(self, encoding, x, k, noise, y=None):  # type: ignore[no-untyped-def]
+            terms = super().draw(encoding, x, k, noise, y)
+            return models.Terms(terms.decoded, -terms.latents["z1"].z.square().sum(-1), terms.latents)
+
+        def fused(self, device: torch.device) -> list[nn.Module]:
+            return []
+
+    model = Own(x_dim=4, latent=(2,), hidden=((3,),))
+    assert evaluate.log_likelihood(model, torch.zeros(2, 4), k=20).log_px.isfinite().all()
