@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
