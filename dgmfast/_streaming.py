@@ -29,6 +29,7 @@ FEW_NUMBERS = {"cpu": 2**21, "cuda": 2**28}
 CPU_ROWS = (512, 8192)
 CUDA_ROWS = 65536
 ENCODER_BLOCK = 512
+ENCODER_ROWS = {"cpu": 64, "cuda": ENCODER_BLOCK}  # that go through the encoder in one product
 UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
 STEP = 250  # samples between two looks at the standard errors: fewer would not support the delta method
 
@@ -118,8 +119,9 @@ def stream(
     def blocks() -> Iterator[_Block]:
         for first in range(len(rows) // ENCODER_BLOCK * ENCODER_BLOCK, len(x), ENCODER_BLOCK):
             part = slice(first, first + ENCODER_BLOCK)
-            encoding = _encode(model, _pad(x[part], ENCODER_BLOCK), _pad_labels(y, part, ENCODER_BLOCK), halved)
             end = min(first + ENCODER_BLOCK, len(x))
+            padded = math.ceil((end - first) / whole) * whole
+            encoding = _encode(model, _pad(x[part], padded), _pad_labels(y, part, padded), halved)
             for row in range(max(first, done), end, draws.rows):
                 inside = slice(row - first, row - first + draws.rows)
                 count = min(draws.rows, end - row)
@@ -131,7 +133,8 @@ def stream(
     done = len(rows)
     try:
         draws = _Draws(model, sampling, x.device)
-        halved = _Halved("rows encoded at once", min(ENCODER_BLOCK, 2 ** int(math.log2(_few(model, x.device)))))
+        at_once = min(ENCODER_ROWS["cpu" if x.device.type == "cpu" else "cuda"], 2 ** int(math.log2(_few(model, x.device))))
+        halved, whole = _Halved("rows encoded at once", at_once), max(at_once, draws.rows)
         with _InOrder(x.device) as in_order:
             if in_order.alone or len(x) - done <= draws.rows * (in_order.threads - 1):  # fewer blocks than threads
                 for (block, sample), drawn in in_order.results(draws.log_weights, draws.tasks(blocks())):
