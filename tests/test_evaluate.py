@@ -46,10 +46,10 @@ def test_each_row_is_encoded_once_whatever_k_and_chunk(monkeypatch):
     model, x, seen = make(**TWO_LAYERS), binary(700, 12), []
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda part, y=None: (seen.append(part), encode(part, y))[1])
-    for k, chunk in ((1, None), (600, 1)):
+    for k, chunk, padded in ((1, None, 1024), (600, 1, 704)):
         seen.clear()
         evaluate.log_likelihood(model, x, k=k, chunk=chunk)
-        assert [len(part) for part in seen] == [512, 512] and torch.equal(torch.cat(seen)[:700], x)
+        assert [len(part) for part in seen] == [64] * (padded // 64) and torch.equal(torch.cat(seen)[:700], x)
 
 
 @pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])

@@ -178,12 +178,12 @@ def test_halves_the_encoder_s_rows_too(monkeypatch):
     encode = model.encode
 
     def small(part, y=None):
-        if len(part) > 200:
+        if len(part) > 20:
             raise ERRORS["Linux"]
         return encode(part, y)
 
     monkeypatch.setattr(model, "encode", small)
-    with pytest.warns(UserWarning, match="out of memory with 512 rows encoded at once: halved"):
+    with pytest.warns(UserWarning, match="out of memory with 64 rows encoded at once: halved"):
         assert within_rounding(evaluate.log_likelihood(model, x, 7).log_px, expected.log_px)
 
 
