@@ -59,16 +59,20 @@ def read(results: Path) -> dict[str, list[Row]]:
     return {folder.name: rows for folder in folders if (rows := store.read(folder))}
 
 
-def newest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
-    """The machine of a kind that was measured last."""
-    kind = {name: max(r["date"] for r in rows) for name, rows in machines.items() if rows[0]["device"] == device}
-    return max(kind, key=lambda name: kind[name]) if kind else None
+def fullest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
+    """The machine of a kind with the most pieces of work measured; of equal ones, the one that was measured last."""
+
+    def measured(name: str) -> tuple[int, str]:
+        rows = machines[name]
+        return len({(r["case"], r["shape"], r["mode"]) for r in rows}), max(r["date"] for r in rows)
+
+    return max((name for name, rows in machines.items() if rows[0]["device"] == device), key=measured, default=None)
 
 
 def readme_part(machines: Mapping[str, Sequence[Row]], results: Path, readme: Path) -> str:
-    """The tables and plots of the newest CPU and, where there is one, GPU."""
+    """The tables and plots of a CPU and, where there is one, a GPU: of each the machine with the most measurements."""
     parts = []
-    for name in filter(None, (newest(machines, "cpu"), newest(machines, "cuda"))):
+    for name in filter(None, (fullest(machines, "cpu"), fullest(machines, "cuda"))):
         picture = _link(results / name / "speedups.png", readme)
         parts += [tables.summary(machines[name]), f"![Times slower than dgmfast, on {name}]({picture})"]
     return "\n\n".join(parts)

@@ -164,6 +164,16 @@ def test_report(results: Path, tmp_path: Path) -> None:
     assert readme.read_text() == text
 
 
+def test_a_few_measurements_elsewhere_leave_the_readme_s_table(results: Path) -> None:
+    """The machine with the most work is shown, and of equal ones the newest."""
+    few = results / "another"
+    store.replace(few, [row("ours", 1e-4, date="2027-01-01T00:00:00Z")])
+    assert report.fullest(report.read(results), "cpu") == "machine"
+    store.replace(few, [one | {"date": "2027-01-01T00:00:00Z"} for one in store.read(results / "machine")])
+    assert report.fullest(report.read(results), "cpu") == "another"
+    assert report.fullest(report.read(results), "cuda") is None
+
+
 @pytest.mark.parametrize("text", ["no marks", f"{report.END} {report.BEGIN}", 2 * f"{report.BEGIN}{report.END}"])
 def test_report_needs_the_marks(text: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
