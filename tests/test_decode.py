@@ -145,7 +145,7 @@ def test_what_was_changed_is_called(change: Callable[[MLP, BernoulliOutput], Non
     assert change in harmless or not torch.allclose(found, plain, rtol=1e-3)  # the change is one
 
 
-def test_pruned_and_old_weight_norm_follow_their_hooks() -> None:
+def test_a_pruned_decoder_follows_its_hook() -> None:
     decoder, output = draw()
     prune.l1_unstructured(decoder[0], "weight", amount=0.5)
     found, expected = values(decoder, output)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +15,13 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.autograd.forward_ad as forward_ad
+from mlp_decoder import OP, arguments, draw, value
 from op_cases import ISAS, Tensors, assert_within_tolerance, double, evaluate, output_weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dgmfast import _C, ops, reference
 
-OP = "mlp_bernoulli_log_prob"
 NAMES = [None, "identity", "relu", "leaky_relu", "tanh", "softplus", "elu"]
 FLOATS = [torch.float32, torch.float64]
 ROWS = [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65, 100, 500]  # around the widths of vectors and of tiles
@@ -31,36 +30,6 @@ WIDTHS = [0, 1, 3, 5, 6, 7, 11, 12, 13, 119, 120, 121, 241]  # around multiples 
 every_activation = pytest.mark.parametrize("activation", NAMES)
 every_float = pytest.mark.parametrize("dtype", FLOATS)
 COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
-
-
-def draw(
-    leading: tuple[int, ...] = (5, 3),
-    widths: tuple[int, ...] = (9, 13, 21),
-    *,
-    x: str = "float",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> Tensors:
-    """h, w0, b0, w1, b1, ..., x; widths of h, the hidden layers and x. The weights keep the size of what they multiply."""
-    generator = torch.Generator().manual_seed(4)
-    shapes = {"h": (*leading, widths[0])}
-    for i, (before, after) in enumerate(pairwise(widths)):
-        shapes |= {f"w{i}": (after, before), f"b{i}": (after,)}
-    tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
-    tensors = {name: t / max(t.shape[-1], 1) ** 0.5 if name.startswith("w") else t for name, t in tensors.items()}
-    pixels = torch.rand(leading[0], widths[-1], generator=generator, dtype=torch.float64)
-    tensors["x"] = {"float": pixels, "bool": pixels < 0.5, "byte": (pixels < 0.5).byte()}[x]
-    return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors.items()}
-
-
-def arguments(tensors: Tensors, activation: str | None = None) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, str | None]:
-    """In the order of the schema."""
-    layers = range(len(tensors) // 2 - 1)
-    return tensors["h"], [tensors[f"w{i}"] for i in layers], [tensors[f"b{i}"] for i in layers], tensors["x"], activation
-
-
-def value(tensors: Tensors, activation: str | None = None, which: ModuleType = ops) -> Tensor:
-    return which.mlp_bernoulli_log_prob(*arguments(tensors, activation))
 
 
 def call(which: ModuleType, activation: str | None = None) -> Callable[..., tuple[Tensor, ...]]:
@@ -385,71 +354,3 @@ def test_autocast_on_a_cpu(dtype: torch.dtype) -> None:
     for wrong in (exact | {"w1": exact["w1"].double()}, exact | {"h": exact["h"].int()}):
         with pytest.raises(TypeError, match=OP):
             under_autocast(**wrong)
-
-
-def assert_refused(error: type[Exception], message: str, h: object, *others: object) -> None:
-    """In one sentence of the op itself, whether or not a gradient is wanted."""
-    wanted = [h.detach().requires_grad_()] if isinstance(h, Tensor) and h.is_floating_point() else []
-    for given in (h, *wanted):
-        with pytest.raises(error) as caught:
-            ops.mlp_bernoulli_log_prob(given, *others)  # type: ignore[arg-type]
-        assert type(caught.value) is error and re.fullmatch(f"{OP}: {message}", str(caught.value)), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("argument", "message", "shapes"),
-    [
-        ("h", r"h must have shape \[.*\] or \[.*\]", [(), (9,), (6, 1, 1, 9)]),
-        ("w0", r"weights\[0\] must have shape .*9", [(13, 8), (9, 13), (13,), (), (1, 13, 9)]),
-        ("w1", r"weights\[1\] must have shape .*13", [(21, 12), (13, 21), (13,), (), (6, 21, 13)]),
-        ("b0", r"biases\[0\] must have shape .*13", [(1,), (12,), (13, 1), ()]),
-        ("b1", r"biases\[1\] must have shape .*21", [(1,), (22,), (6, 21), ()]),
-        ("x", r"x must have shape .*\[6, 21\]", [(1, 21), (7, 21), (6, 1), (6, 1, 21), (21,), ()]),
-    ],
-)
-def test_wrong_shapes(argument: str, message: str, shapes: list[tuple[int, ...]], device: str) -> None:
-    for shape in shapes:
-        tensors = draw((6,), device=device) | {argument: torch.ones(shape, device=device)}
-        assert_refused(ValueError, f"{message}.*; got {re.escape(str(list(shape)))}", *arguments(tensors, "tanh"))
-
-
-@pytest.mark.parametrize("argument", list(draw()))
-def test_wrong_tensors(argument: str, device: str) -> None:
-    """What is no tensor, and another dtype or device than that of h."""
-    label = {"w": rf"weights\[{argument[1:]}\]", "b": rf"biases\[{argument[1:]}\]"}.get(argument[0], argument)
-    tensors = draw(device=device)
-
-    def refused(error: type[Exception], message: str, wrong: object) -> None:
-        assert_refused(error, f"{label} must {message}", *arguments(tensors | {argument: wrong}, "tanh"))  # type: ignore[arg-type]
-
-    for wrong in ([1.0], 2.5, "x", None):
-        refused(TypeError, f"be a tensor; got {type(wrong).__name__}", wrong)
-    halves = [torch.float16, torch.bfloat16] if device == "cpu" or argument != "h" else []
-    for dtype in (torch.int64, torch.complex64, *halves, *([torch.float64] if argument != "h" else [])):
-        expected = "be float32 .*" if argument == "h" else "have the dtype of h, float32"
-        refused(TypeError, f"{expected}; got {str(dtype).removeprefix('torch.')}", tensors[argument].to(dtype))
-    if argument != "h":
-        refused(ValueError, r"be on the device of h, \S*; got meta", tensors[argument].to("meta"))
-    with pytest.raises(NotImplementedError, match=OP):
-        value(tensors | {argument: tensors[argument].to_sparse()})
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        ({"weights": [], "biases": []}, ValueError, "weights must .*16.*; got .*0.*"),
-        ({"weights": [torch.ones(9, 9)] * 17, "biases": [torch.ones(9)] * 17}, ValueError, "weights must .*16.*; got .*17.*"),
-        ({"biases": []}, ValueError, "biases must .*2.*; got .*0.*"),
-        ({"biases": [torch.ones(13)]}, ValueError, "biases must .*2.*; got .*1.*"),
-        ({"biases": (torch.ones(13), torch.ones(21), torch.ones(21))}, ValueError, "biases must .*2.*; got .*3.*"),
-        ({"weights": None}, TypeError, "weights must be a list of tensors; got NoneType"),
-        ({"biases": 3}, TypeError, "biases must be a list of tensors; got int"),
-        ({"activation": "gelu"}, ValueError, "activation must be None, .*tanh.*; got 'gelu'"),
-        ({"activation": ""}, ValueError, "activation must be None, .*tanh.*; got ''"),
-        ({"activation": 3}, TypeError, "activation must be None or a string; got int"),
-        ({"activation": torch.tanh}, TypeError, "activation must be None or a string; got builtin_function_or_method"),
-    ],
-)
-def test_wrong_lists_and_activations(wrong: dict[str, object], error: type[Exception], message: str) -> None:
-    given: dict[str, object] = dict(zip(("h", "weights", "biases", "x", "activation"), arguments(draw()), strict=True))
-    assert_refused(error, message, *(given | wrong).values())

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -89,6 +90,25 @@ void on_every_isa(Body body) {
     body();
   }
   dgmfast::set_isa(active);
+}
+
+// What an activation of kernels/rows.h is.
+inline long double exact_activation(dgmfast::Activation activation, long double a) {
+  switch (activation) {
+    case dgmfast::Activation::identity:
+      return a;
+    case dgmfast::Activation::relu:
+      return a > 0 ? a : 0;
+    case dgmfast::Activation::leaky_relu:
+      return a > 0 ? a : 0.1L * a;
+    case dgmfast::Activation::tanh:
+      return std::tanh(a);
+    case dgmfast::Activation::softplus:
+      return a > 20 ? a : std::log1p(std::exp(a));
+    case dgmfast::Activation::elu:
+      return a > 0 ? a : std::expm1(a);
+  }
+  return 0;
 }
 
 // Within `roundings` of T at the size of `size`, the sum of the magnitudes of what was added up.

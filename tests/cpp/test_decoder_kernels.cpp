@@ -11,24 +11,6 @@ namespace {
 
 using Long = long double;
 
-Long exact_activation(Activation activation, Long a) {
-  switch (activation) {
-    case Activation::identity:
-      return a;
-    case Activation::relu:
-      return a > 0 ? a : 0;
-    case Activation::leaky_relu:
-      return a > 0 ? a : 0.1L * a;
-    case Activation::tanh:
-      return std::tanh(a);
-    case Activation::softplus:
-      return a > 20 ? a : std::log1p(std::exp(a));
-    case Activation::elu:
-      return a > 0 ? a : std::expm1(a);
-  }
-  return 0;
-}
-
 template <class T>
 struct Layer {
   Input<T> weight, bias;
