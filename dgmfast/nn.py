@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,10 @@ from torch.nn.modules import module as _module
 
 from dgmfast import ops
 from dgmfast._conv import MaskedConv2d as MaskedConv2d
+from dgmfast._norm import RowBatchNorm as RowBatchNorm
+from dgmfast._norm import folded_linear
+from dgmfast._norm import frozen_statistics as frozen_statistics
+from dgmfast._norm import normalises as normalises
 from dgmfast._pixelcnn import PixelCNNDecoder, PixelCNNOutput
 from dgmfast.errors import InputError
 
@@ -48,44 +51,6 @@ def choose(argument: str, value: str, table: dict[str, Callable]) -> Callable:
     if not isinstance(value, str) or value not in table:
         raise InputError(f"{argument} must be one of {', '.join(table)}; got {value!r}")
     return table[value]
-
-
-class RowBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of [..., features] over all leading dimensions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).view(x.shape)
-
-
-def normalises(module: nn.Module) -> bool:
-    """Whether `module` normalises over a batch now."""
-    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in module.modules())
-
-
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation of `module` takes the statistics of each batch, as it does in training, and does not collect them."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training]
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
-def _folded(linear: nn.Linear, norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """The weight and the bias of a layer with what normalises it, where that does not depend on the batch."""
-    if norm is None:
-        return None if linear.bias is None else (linear.weight, linear.bias)
-    if type(norm) is not RowBatchNorm or linear.bias is not None or norm.weight is None or norm.training:
-        return None
-    if norm.running_mean is None or norm.running_var is None:
-        return None
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return linear.weight * scale.unsqueeze(1), norm.bias - norm.running_mean * scale
 
 
 def _is_called(module: nn.Module) -> bool:
@@ -133,7 +98,7 @@ class MLP(nn.Sequential):
             norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm1d) else None
             if type(linear) is not nn.Linear or not layers or not _is_activation(layers.pop(0), self.activation):
                 return None
-            if (layer := _folded(linear, norm)) is None:
+            if (layer := folded_linear(linear, norm)) is None:
                 return None
             weights.append(layer[0])
             biases.append(layer[1])
