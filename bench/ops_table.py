@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import distributions, eager
+from bench import distributions, eager, eager_decoder
 from bench.harness import Inputs
 from dgmfast import ops, reference
 
@@ -202,11 +202,11 @@ def linear_bernoulli_op(hidden: int) -> Op:
         "linear_bernoulli_log_prob",
         draw,
         ops.linear_bernoulli_log_prob,
-        eager.linear_bernoulli_log_prob,
+        eager_decoder.linear_bernoulli_log_prob,
         reference.linear_bernoulli_log_prob,
-        compiled=eager.linear_bernoulli_log_prob_pointwise,
-        forward={"row blocks": eager.linear_bernoulli_log_prob_blocks},
-        by_hand={"by hand": eager.LinearBernoulliLogProb.apply},
+        compiled=eager_decoder.linear_bernoulli_log_prob_pointwise,
+        forward={"row blocks": eager_decoder.linear_bernoulli_log_prob_blocks},
+        by_hand={"by hand": eager_decoder.LinearBernoulliLogProb.apply},
         product=lambda h, weight, bias, x: torch.nn.functional.linear(h, weight, bias),
         gradients=3,
         variant=f"from {hidden}",
@@ -232,10 +232,10 @@ def mlp_bernoulli_op(n_in: int, *hidden: int) -> Op:
         "mlp_bernoulli_log_prob",
         draw,
         of_lists(ops.mlp_bernoulli_log_prob),
-        eager.mlp_bernoulli_log_prob,
+        eager_decoder.mlp_bernoulli_log_prob,
         of_lists(reference.mlp_bernoulli_log_prob),
-        compiled=partial(eager.mlp_bernoulli_log_prob, last=eager.linear_bernoulli_log_prob_pointwise),
-        forward={"row blocks": eager.mlp_bernoulli_log_prob_blocks},
+        compiled=partial(eager_decoder.mlp_bernoulli_log_prob, last=eager_decoder.linear_bernoulli_log_prob_pointwise),
+        forward={"row blocks": eager_decoder.mlp_bernoulli_log_prob_blocks},
         variant="from " + "-".join(map(str, (n_in, *hidden))),
     )
 
