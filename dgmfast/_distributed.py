@@ -127,7 +127,7 @@ class Loss(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective.loss(self.model, *arguments)  # type: ignore[arg-type]
+        return self.objective.unchecked_loss(self.model, *arguments)  # type: ignore[arg-type]
 
 
 def parallel(model: nn.Module, objective: Objective, group: Group, device: torch.device) -> nn.Module:

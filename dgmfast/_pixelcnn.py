@@ -50,6 +50,8 @@ class PixelCNNDecoder(nn.Module):
     them (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
     """
 
+    support = (0.0, 1.0)
+
     def __init__(
         self,
         image: tuple[int, int, int],

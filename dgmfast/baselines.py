@@ -92,7 +92,7 @@ def _means(m1: GenerativeModel, dataset: data.Dataset, x: Tensor) -> Array:
     if dataset.kind == "levels":
         x = (x.float() + 0.5) / (1.0 if dataset.scale is None else dataset.scale)
     device = next(m1.parameters()).device
-    parts = [m1.latent_means(part.to(device)) for part in x.split(ENCODED_ROWS)]
+    parts = [m1.latent_means(part.to(device), seed=0) for part in x.split(ENCODED_ROWS)]
     first = next(iter(parts[0]))
     return torch.cat([part[first] for part in parts]).double().cpu().numpy()
 

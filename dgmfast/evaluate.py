@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def log_likelihood(
 @torch.no_grad()
 def class_probabilities(model: LabelModel, x: Tensor, k: int = 10, seed: int = 0, by: str | None = None) -> Tensor:
     """`model.classify` of the rows x [N, D], in evaluation mode and in blocks: [N, Y]."""
-    chosen = {} if by is None else {"by": by}
+    chosen: dict[str, Any] = {} if by is None else {"by": by}
     return _in_blocks(model, x, lambda part, first: model.classify(part, k, seed, first_row=first, **chosen))
 
 

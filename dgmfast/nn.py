@@ -304,7 +304,9 @@ class ConditionalCategorical(nn.Module):
 
 
 class BernoulliOutput(nn.Module):
-    """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d)."""
+    """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d), of x in [0, 1]."""
+
+    support = (0.0, 1.0)
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
         super().__init__()
@@ -330,6 +332,8 @@ class BernoulliOutput(nn.Module):
 
 class GaussianOutput(nn.Module):
     """p(x|h) = N(x; mean(h), e^log_var(h))."""
+
+    support = None  # any x
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
         super().__init__()

@@ -15,7 +15,9 @@ from dgmfast.errors import InputError
 from dgmfast.estimators import ESTIMATORS, ImportanceWeighted, Rows, group_bounds
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
 from dgmfast.models.labels import GumbelSoftmax, LabelSum, SparseSum
+from dgmfast.models.noise import Seed
 from dgmfast.nn import frozen_statistics, normalises
+from dgmfast.ops._call import seed_or_drawn
 
 LABEL_SUMS = ("exact", "sparse", "gumbel")
 
@@ -119,9 +121,9 @@ class Objective:
         self,
         model: GenerativeModel,
         x: Tensor,
-        y: Tensor | None,
-        beta: float,
-        seed: int | Tensor,
+        y: Tensor | None = None,
+        beta: float = 1.0,
+        seed: Seed = None,
         first_row: int = 0,
         labelled: Labelled | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
@@ -131,8 +133,29 @@ class Objective:
         shares: what the means over the rows of x and over the labelled rows count, where a process has a part of each.
 
         x with y = None are the unlabelled rows; `labelled` ones add their own mean (App. A eqs 12, 13). Row i has the noise
-        of row first_row + i of the whole batch, so that a batch may be split over processes.
+        of row first_row + i of the whole batch, so that a batch may be split over processes. Without a seed, each call draws one
+        from torch's generator.
+
+        Raises:
+            InputError: rows that the model does not take (GenerativeModel.check), or not with this objective.
         """
+        model.check("loss", x, y)
+        if labelled is not None:
+            model.check("loss: labelled", labelled.x, labelled.y)
+        return self.unchecked_loss(model, x, y, beta, seed_or_drawn("loss", seed, None, x.device), first_row, labelled, shares)
+
+    def unchecked_loss(
+        self,
+        model: GenerativeModel,
+        x: Tensor,
+        y: Tensor | None,
+        beta: float,
+        seed: int | Tensor,
+        first_row: int = 0,
+        labelled: Labelled | None = None,
+        shares: tuple[float, float] = (1.0, 1.0),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` of rows that were checked before: it reads no value, so that a GPU does not wait."""
         label: Label = self.labels() if y is None and model.num_classes else y
         if labelled is None:
             loss, log = self._loss(Rows(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)

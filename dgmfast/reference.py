@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dgmfast.ops._call import seed_or_drawn
+
 if TYPE_CHECKING:
     from dgmfast.sampling import CausalLayer, PixelOutput
 
@@ -225,9 +227,18 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
 
 
 def gaussian_sample(
-    mean: Tensor, log_var: Tensor, k: int = 1, *, seed: int | Tensor, stream: int = 0, first_row: int = 0, first_sample: int = 0
+    mean: Tensor,
+    log_var: Tensor,
+    k: int = 1,
+    *,
+    seed: int | Tensor | None = None,
+    stream: int = 0,
+    first_row: int = 0,
+    first_sample: int = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """z = mean + e^{log_var/2} ε and log q(z) = Σ_d −½(log 2π + log_var + ε²): [B, D] -> [B, k, D], or [B, K, D] once each."""
+    seed = seed_or_drawn("gaussian_sample", seed, generator, mean.device)
     per_row = mean.dim() == 2
     samples = k if per_row else mean.shape[1]
     eps = standard_normal(mean.shape[0], samples, mean.shape[-1], int(seed), stream, first_row, first_sample)

@@ -103,7 +103,7 @@ def test_the_potentials_weights_have_the_mean_z(uninformed):
         for parameter in model.parameters():
             parameter *= 0.3
         model.q_z.gaussian.spread.bias.fill_(math.log(4.0))  # q wider than the target: weights of finite variance
-        log_w = model.log_weights(torch.zeros(4, 1, dtype=torch.float64), 200_000)
+        log_w = model.log_weights(torch.zeros(4, 1, dtype=torch.float64), 200_000, seed=0)
         estimate = evaluate.log_likelihood(model, torch.zeros(4, 1, dtype=torch.float64), 200_000)
     assert ((estimate.log_px - LOG_Z).abs() < 4 * estimate.std_error).all() and estimate.std_error.max() < 0.03
     assert (log_w.mean(1) < LOG_Z).all()

@@ -12,6 +12,7 @@ Latents may form a hierarchy (each draws from its own noise stream). A label is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from dgmfast import ops
 from dgmfast.errors import InputError
 from dgmfast.models.labels import Gaussian, Labels, LabelSum, Observed, SampledLabel
-from dgmfast.models.noise import Noise
+from dgmfast.models.noise import Noise, Seed
 from dgmfast.nn import AnyOutput, PixelCNNDecoder
 
 Encoding = Mapping[str, Tensor]  # each [B, ...]
@@ -131,8 +132,13 @@ class Elbo:
 class GenerativeModel(nn.Module):
     """Base of all models; subclasses give `encode`, `draw` and `prior`, and an `output`, the distribution p(x|·).
 
-    num_classes: Y, where the model has a label. `log_weights`, `elbo`, `sample` and `reconstruct` raise InputError for an x that
-    is not [B, x_dim] of the parameters' dtype and device, and for a y that is not [B] int64 or that the model does not take.
+    num_classes: Y, where the model has a label. The methods that take x and y raise InputError for an x that is not [B, x_dim] of
+    the parameters' dtype and device, is not finite, or lies outside the support of p(x | latents), [0, 1] for Bernoulli pixels;
+    and for a y that is not [B] int64 or that the model does not take. Values are not looked at while a function is compiled,
+    exported or captured.
+
+    Methods that draw take a seed or a generator. With a seed they give the same result at every call. Without one, each call
+    draws new noise from `generator`, by default torch's own of the model's device, which torch.manual_seed sets.
     """
 
     x_dim: int
@@ -178,6 +184,8 @@ class GenerativeModel(nn.Module):
 
     def check(self, caller: str, x: Tensor, y: Label) -> None:
         """Raise InputError, beginning with `caller`, unless the model takes x and y."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{caller}: x must be a tensor of shape [N, {self.x_dim}]; got {type(x).__name__}")
         if x.dim() != 2 or x.shape[1] != self.x_dim or not x.is_floating_point():
             raise InputError(f"{caller}: x must be floating, of shape [N, {self.x_dim}]; got {x.dtype} {list(x.shape)}")
         parameter = next(self.parameters())
@@ -185,7 +193,21 @@ class GenerativeModel(nn.Module):
             raise InputError(
                 f"{caller}: x must be {parameter.dtype} on {parameter.device}, like the model; got {x.dtype} on {x.device}"
             )
-        self._check_labels(caller, y, len(x), x.device)
+        self.check_values(caller, x)
+        self._check_labels(caller, y, x.shape[0], x.device)
+
+    def check_values(self, caller: str, x: Tensor) -> None:
+        """Raise InputError, beginning with `caller`, unless x [B, D] is finite and in the support of p(x | latents)."""
+        if not x.numel() or not _readable(x):
+            return
+        low, high = getattr(getattr(self, "output", None), "support", None) or (-math.inf, math.inf)  # a potential has no output
+        least, most = x.detach().aminmax()  # NaN where x has one
+        if low <= least and most <= high and most - least < math.inf:
+            return
+        wrong = ~x.detach().isfinite() | (x.detach() < low) | (x.detach() > high)
+        row, column = wrong.nonzero()[0].tolist()
+        expected = "be finite" if low == -math.inf else f"lie in [{low:g}, {high:g}], the support of {type(self.output).__name__}"
+        raise InputError(f"{caller}: x must {expected}; got {x[row, column].item():g} in row {row}")
 
     def _check_labels(self, caller: str, y: Label, n: int, device: torch.device) -> None:
         if y is None:
@@ -199,23 +221,39 @@ class GenerativeModel(nn.Module):
             raise InputError(f"{caller}: y must be labels or a LabelSum; got {y!r}")
         if y.shape != (n,) or y.dtype != torch.int64 or y.device != device:
             raise InputError(f"{caller}: y must be int64 [{n}] on {device}; got {y.dtype} {list(y.shape)} on {y.device}")
-        wrong = (y < 0) | (y >= self.num_classes)
-        if y.device.type != "meta" and wrong.any():
+        if _readable(y) and (wrong := (y < 0) | (y >= self.num_classes)).any():
             row = int(wrong.nonzero()[0])
             raise InputError(f"{caller}: y must lie in 0..{self.num_classes - 1}; got {int(y[row])} in row {row}")
 
     def log_weights(
-        self, x: Tensor, k: int = 1, y: Label = None, seed: int | Tensor = 0, first_row: int = 0, first_sample: int = 0
+        self,
+        x: Tensor,
+        k: int = 1,
+        y: Label = None,
+        seed: Seed = None,
+        first_row: int = 0,
+        first_sample: int = 0,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """log p(x, latents) − log q(latents | x) for k draws of the latents: [B, D] -> [B, k] nats (eq. 3.31)."""
         self.check("log_weights", x, y)
-        noise = Noise(seed, first_row, first_sample)
+        noise = Noise.of("log_weights", seed, generator, x.device, first_row, first_sample)
         return self.draw(self.encode(x, y), x, k, noise, y).log_weights()
 
-    def elbo(self, x: Tensor, y: Label = None, beta: float = 1.0, k: int = 1, seed: int | Tensor = 0) -> Elbo:
+    def elbo(
+        self,
+        x: Tensor,
+        y: Label = None,
+        beta: float = 1.0,
+        k: int = 1,
+        seed: Seed = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Elbo:
         """The bound of each row and its terms, [B] nats, averaged over k draws (eqs 3.11, 3.30; β: eq. 5.5)."""
         self.check("elbo", x, y)
-        terms = self.draw(self.encode(x, y), x, k, Noise(seed), y)
+        terms = self.draw(self.encode(x, y), x, k, Noise.of("elbo", seed, generator, x.device), y)
         kl = {name: value.mean(1) for name, value in terms.kl_terms().items()}
         return Elbo(terms.bound(beta).mean(1), terms.reconstruction().mean(1), kl)
 
@@ -224,9 +262,11 @@ class GenerativeModel(nn.Module):
         self,
         n: int,
         y: Tensor | None = None,
-        seed: int | Tensor = 0,
+        seed: Seed = None,
         temperature: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """n draws from the model, [n, D]: the mean of p(x | latents), or x itself, pixel by pixel, where that is autoregressive.
 
@@ -234,10 +274,12 @@ class GenerativeModel(nn.Module):
         """
         if n < 0:
             raise InputError(f"sample: n must be at least 0; got {n}")
-        self._check_labels("sample", y, n, next(self.parameters()).device)
+        device = next(self.parameters()).device
+        self._check_labels("sample", y, n, device)
         if temperature != 1.0 and not self.autoregressive:
             raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
-        return self.shown(self.prior(n, Noise(seed), y), Noise(seed), temperature, progress)
+        noise = Noise.of("sample", seed, generator, device)
+        return self.shown(self.prior(n, noise, y), noise, temperature, progress)
 
     @property
     def autoregressive(self) -> bool:
@@ -254,23 +296,34 @@ class GenerativeModel(nn.Module):
         return self.output.mean(h).squeeze(1)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
+    def reconstruct(
+        self, x: Tensor, y: Tensor | None = None, seed: Seed = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The mean of p(x | latents), [B, D], with the latents (and a label that is not given) drawn once from q.
 
         Of an autoregressive one: of each pixel, given the latents and the pixels of x before it.
         """
-        return self.output.mean(self._posterior("reconstruct", x, y, seed).decoded, x.unsqueeze(1)).squeeze(1)
+        return self.output.mean(self._posterior("reconstruct", x, y, seed, generator).decoded, x.unsqueeze(1)).squeeze(1)
 
     @torch.no_grad()
-    def latent_means(self, x: Tensor, y: Tensor | None = None, seed: int | Tensor = 0) -> dict[str, Tensor]:
+    def latent_means(
+        self, x: Tensor, y: Tensor | None = None, seed: Seed = None, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """The mean of q for each latent, [B, D_i], given one draw of its parents (and of a label that is not given)."""
-        terms = self._posterior("latent_means", x, y, seed)
+        terms = self._posterior("latent_means", x, y, seed, generator)
         return {name: latent.q[0].squeeze(1) for name, latent in terms.latents.items()}
 
-    def _posterior(self, caller: str, x: Tensor, y: Tensor | None, seed: int | Tensor) -> Terms:
+    def _posterior(self, caller: str, x: Tensor, y: Tensor | None, seed: Seed, generator: torch.Generator | None) -> Terms:
         self.check(caller, x, y)
         label: Label = SampledLabel() if y is None and self.num_classes else y
-        return self.draw(self.encode(x, label), x, 1, Noise(seed), label)
+        return self.draw(self.encode(x, label), x, 1, Noise.of(caller, seed, generator, x.device), label)
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether the values of t can be looked at here: not on meta, nor while a function is compiled, exported or captured."""
+    if t.device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 LABEL_STREAM = 1000
@@ -322,7 +375,16 @@ class LabelModel(GenerativeModel):
         return self.bind(SampledLabel() if y is None else y, log_py.detach(), 1, noise)
 
     @torch.no_grad()
-    def classify(self, x: Tensor, k: int = 1, seed: int | Tensor = 0, by: str = "q", first_row: int = 0) -> Tensor:
+    def classify(
+        self,
+        x: Tensor,
+        k: int = 1,
+        seed: Seed = None,
+        by: str = "q",
+        first_row: int = 0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Class probabilities, [B, Y], from k draws of the latents.
 
         by: "q", q(y|x) = E q(y|latents, x); "p", the Bayes classifier p(y|x) ∝ exp L(x, y) of the bounds; "both", their
@@ -334,7 +396,7 @@ class LabelModel(GenerativeModel):
         self.check("classify", x, None)
         if by not in ("q", "p", "both") or k < 1:
             raise InputError(f"classify: by must be q, p or both, and k at least 1; got {by!r} and {k}")
-        encoding, noise = self.encode(x), Noise(seed, first_row)
+        encoding, noise = self.encode(x), Noise.of("classify", seed, generator, x.device, first_row)
         if by == "q":
             return self.label_log_probs(encoding, x, k, noise).exp().mean(1)
         terms = self.draw(encoding, x, k, noise)

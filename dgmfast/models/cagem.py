@@ -11,6 +11,7 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
 from dgmfast.models.labels import Labels, LabelSum
+from dgmfast.models.noise import Seed
 from dgmfast.models.vae import check_flags, check_widths
 from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, choose
 
@@ -91,12 +92,22 @@ class CaGeM(LabelModel):
         return log_qy, torch.logsumexp(log_qy.unsqueeze(-1) + self.p_y(z2), 2)
 
     @torch.no_grad()
-    def classify(self, x: Tensor, k: int = 1, seed: int | Tensor = 0, by: str = "cascade", first_row: int = 0) -> Tensor:
+    def classify(
+        self,
+        x: Tensor,
+        k: int = 1,
+        seed: Seed = None,
+        by: str = "cascade",
+        first_row: int = 0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Class probabilities, [B, Y]: by "cascade" p(y|x) (eq. 4.32), else as LabelModel.classify."""
         if by != "cascade":
-            return super().classify(x, k, seed, by, first_row)
+            return super().classify(x, k, seed, by, first_row, generator=generator)
         self.check("classify", x, None)
-        log_py = self._classifiers(self.encode(x), x, k, Noise(seed, first_row))[1]
+        noise = Noise.of("classify", seed, generator, x.device, first_row)
+        log_py = self._classifiers(self.encode(x), x, k, noise)[1]
         return (torch.logsumexp(log_py, 1) - math.log(k)).exp()
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:

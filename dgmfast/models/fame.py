@@ -13,6 +13,7 @@ from dgmfast._pixelcnn import PixelCNNDecoder, image_of
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel
 from dgmfast.models.lvae import LVAE
+from dgmfast.models.noise import Seed
 from dgmfast.models.vae import check_flags, check_widths
 from dgmfast.nn import MLP, GaussianHead
 
@@ -81,11 +82,13 @@ class FAME(LVAE):
         )
 
     @torch.no_grad()
-    def masked_reconstruct(self, x: Tensor, without: str, seed: int | Tensor = 0) -> Tensor:
+    def masked_reconstruct(
+        self, x: Tensor, without: str, seed: Seed = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """`reconstruct` with one input of the PixelCNN zero (App. E Fig. 3): "z", the image from z₁, or "x"; [B, D]."""
         if without not in ("z", "x"):
             raise InputError(f"masked_reconstruct: without must be z or x; got {without!r}")
-        decoded = self._posterior("masked_reconstruct", x, None, seed).decoded
+        decoded = self._posterior("masked_reconstruct", x, None, seed, generator).decoded
         seen = x.unsqueeze(1)
         return self.output.mean(decoded * 0.0, seen).squeeze(1) if without == "z" else self.output.mean(decoded).squeeze(1)
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dgmfast import ops
+from dgmfast.ops._call import seed_or_drawn
 
 Gaussian = tuple[Tensor, Tensor]  # mean, log_var
+Seed = int | Tensor | None  # of a draw; None: a new one from torch's generator
 
 SMALLEST = 2.0**-60  # keeps log u finite
 
@@ -28,6 +30,19 @@ class Noise:
     def gaussian(self, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
         """z ~ q and log q(z), q = (mean, log_var): k draws of each row of [B, D], or one (k = 1) of each of [B, K, D]."""
         return ops.gaussian_sample(*q, k, seed=self.seed, stream=stream, first_row=self.first_row, first_sample=self.first_sample)
+
+    @classmethod
+    def of(
+        cls,
+        caller: str,
+        seed: Seed,
+        generator: torch.Generator | None,
+        device: torch.device,
+        first_row: int = 0,
+        first_sample: int = 0,
+    ) -> Noise:
+        """The noise of `seed`; where it is None, of a new seed from `generator`, by default torch's own of the device."""
+        return cls(seed_or_drawn(caller, seed, generator, device), first_row, first_sample)
 
     @torch.no_grad()
     def uniform(self, like: Tensor, stream: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dgmfast._pixelcnn import PixelCNNDecoder, image_of
 from dgmfast.errors import InputError
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
+from dgmfast.models.noise import Seed
 
 
 class PixelCNN(GenerativeModel):
@@ -57,9 +58,11 @@ class PixelCNN(GenerativeModel):
         self,
         observed: Tensor,
         keep: Tensor,
-        seed: int | Tensor = 0,
+        seed: Seed = None,
         temperature: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw the pixels of the rows observed [n, D] where keep, bool [D] or [n, D], is false: [n, D].
 
@@ -74,5 +77,6 @@ class PixelCNN(GenerativeModel):
             expected = f"[{self.x_dim}] or [{n}, {self.x_dim}]"
             raise InputError(f"complete: keep must be bool of shape {expected}; got {list(keep.shape)}") from None
         none = observed.new_zeros(n, 1, 0)
-        x = self.output.generate(none, Noise(seed), observed.reshape(n, *image), kept, temperature, progress)
+        noise = Noise.of("complete", seed, generator, observed.device)
+        x = self.output.generate(none, noise, observed.reshape(n, *image), kept, temperature, progress)
         return x.squeeze(1)

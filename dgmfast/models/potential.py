@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dgmfast import ops
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
+from dgmfast.models.noise import Seed
 from dgmfast.nn import GaussianMLP
 
 LOG_Z = 1.8775  # log ∫ exp(−U(z)) dz
@@ -75,9 +76,9 @@ class Potential(GenerativeModel):
         raise TypeError("a potential has no p(x|z) to sample from: sample_q draws from q(z)")
 
     @torch.no_grad()
-    def sample_q(self, n: int, seed: int = 0) -> Tensor:
+    def sample_q(self, n: int, seed: Seed = None, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws from q(z) = ∫ q(a) q(z|a) da, [n, 2]."""
-        noise = Noise(seed)
+        noise = Noise.of("sample_q", seed, generator, self.q_a.device)
         a, _ = noise.gaussian((self.q_a[:1], self.q_a[1:]), n, A)
         z, _ = noise.gaussian(self.q_z(a), 1, Z)
         return z.squeeze(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops._call import is_compiling, not_a_tensor
+from dgmfast.ops._call import is_compiling, not_a_tensor, seed_or_drawn
 
 
 def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None) -> Tensor:
@@ -64,10 +64,11 @@ def gaussian_sample(
     log_var: Tensor,
     k: int = 1,
     *,
-    seed: int | Tensor,
+    seed: int | Tensor | None = None,
     stream: int = 0,
     first_row: int = 0,
     first_sample: int = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reparameterised draws z = mean + e^{log_var/2} ε and their log-density log q(z), in nats.
 
@@ -77,18 +78,22 @@ def gaussian_sample(
     Args:
         mean, log_var: [B, D] for k draws of each row, or [B, K, D] for one draw of each (k = 1); they broadcast.
         k: draws per row. seed: an int64, or a 0-dimensional int64 tensor on mean's device (a captured CUDA graph then draws
-            afresh at each replay). stream, first_row, first_sample: 32-bit coordinates; give every latent its own stream.
+            afresh at each replay). Without a seed, each call draws one from `generator`, by default torch's own, which
+            torch.manual_seed sets. stream, first_row, first_sample: 32-bit coordinates; under one seed, give every latent its
+            own stream.
 
     Returns:
         z [B, k, D] (or [B, K, D]) and log_q [B, k] (or [B, K]). Gradients flow to mean and log_var through both outputs; the
         backward pass draws the noise again instead of storing it; a second derivative raises.
 
     Raises:
-        ValueError: k below 1, shapes that do not fit, a coordinate outside [0, 2³²), tensors on two devices.
+        ValueError: k below 1, shapes that do not fit, a coordinate outside [0, 2³²), tensors on two devices, or both a seed and
+            a generator.
         TypeError: a dtype that is not supported, mixed dtypes, or a seed that is neither an int nor an int64 tensor.
 
     Source: thesis eqs 3.20–3.21 (reparameterisation); Salmon et al. 2011 (Philox-4x32-10).
     """
+    seed = seed_or_drawn("gaussian_sample", seed, generator, getattr(mean, "device", None))
     seed_tensor, seed_int = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
     if is_compiling():
         return torch.ops.dgmfast.gaussian_sample(mean, log_var, k, seed_int, seed_tensor, stream, first_row, first_sample)

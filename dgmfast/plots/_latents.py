@@ -25,9 +25,9 @@ DENSITY_HALF_WIDTH = 4.0
 
 
 @torch.no_grad()
-def latent_space(model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tensor | None = None) -> Path:
+def latent_space(model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tensor | None = None, seed: int = 0) -> Path:
     """The means of q for each latent layer at x [N, D], on their two principal components, coloured by the class y [N]."""
-    means = model.latent_means(x)
+    means = model.latent_means(x, seed=seed)
     figure = new_figure(5.0 * len(means) + (0.9 if y is not None else 0.0), 4.6)
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
