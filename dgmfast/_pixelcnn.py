@@ -136,7 +136,7 @@ class PixelCNNDecoder(nn.Module):
 
         Pixel by pixel, by the cached sampler: sampling.sample_pixels has the arguments. For autoregressive pixels alone.
         """
-        n = len(c)
+        n = c.shape[0]
         uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
         maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
         x = sample_pixels(self.layers(), self.distribution, uniforms, maps, observed, keep, temperature, progress)

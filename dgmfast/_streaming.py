@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dgmfast._pareto import Tail
-from dgmfast.errors import InputError, out_of_memory
+from dgmfast.errors import InputError, check_count, out_of_memory
 from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
 from dgmfast.nn import PixelCNNDecoder
 from dgmfast.ops import ImportanceState
@@ -86,12 +86,11 @@ def points(k: int, *more: int) -> tuple[int, ...]:
 
 def check(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None, tolerance: float | None) -> None:
     """Raise InputError unless log_likelihood takes these arguments."""
-    if k < 1:
-        raise InputError(f"log_likelihood: k must be at least 1; got {k}")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"log_likelihood: chunk must be at least 1; got {chunk}")
-    if tolerance is not None and not 0.0 < tolerance < math.inf:
-        raise InputError(f"log_likelihood: tolerance must be a positive number of nats; got {tolerance}")
+    check_count("log_likelihood", "k", k)
+    if chunk is not None:
+        check_count("log_likelihood", "chunk", chunk)
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0.0 < tolerance < math.inf):
+        raise InputError(f"log_likelihood: tolerance must be a positive number of nats; got {tolerance!r}")
     model.check("log_likelihood", x, y)
 
 

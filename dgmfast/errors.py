@@ -1,5 +1,9 @@
 """The one exception for input a user can mend: a message of one sentence, which the command line prints and exits with 2."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 
@@ -14,3 +18,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("can't allocate memory", "not enough memory")
     )
+
+
+def check_count(caller: str, name: str, value: Any, least: int = 1, most: int = 2**32 - 1) -> None:
+    """Raise InputError unless `value` is an int from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        got = repr(value) if isinstance(value, (bool, float, str)) else type(value).__name__
+        raise InputError(f"{caller}: {name} must be a whole number; got {got}")
+    if not least <= value <= most:
+        expected = f"at least {least}" if value < least else f"at most {most}"
+        raise InputError(f"{caller}: {name} must be {expected}; got {value}")

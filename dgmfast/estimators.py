@@ -214,7 +214,7 @@ class _Streamed:
                 terms = self.rows.draw(k, self.at(first))
                 part = terms.log_weights(settings.beta)
                 # made once: many small tensors between large ones would keep the heap from shrinking
-                log_w = log_w if first else part.new_empty(len(part), total)
+                log_w = log_w if first else part.new_empty(part.shape[0], total)
                 log_w[:, first : first + k] = part
                 for name, value in self._log(terms).items():
                     share = value * (k / total)
@@ -256,7 +256,7 @@ class _Streamed:
             return None
         y = rows.y[row] if isinstance(rows.y, Tensor) else rows.y
         pairs = replace(rows, encoding={name: t[row] for name, t in rows.encoding.items()}, x=rows.x[row], y=y)
-        single = _Pairs(noise.seed, noise=noise, shape=(len(rows.x), k), index=index)
+        single = _Pairs(noise.seed, noise=noise, shape=(rows.x.shape[0], k), index=index)
         estimate = self.settings._estimate(pairs, 1, single, weight[index].unsqueeze(1))[1]
         return (row_weight[row].unsqueeze(1) * estimate).sum()
 

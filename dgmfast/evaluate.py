@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgmfast._streaming import Rows, Sampling, check, points, progress_bar, stream
+from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel, Label, LabelModel, Noise
 from dgmfast.models.labels import SampledLabel
 from dgmfast.ops import ImportanceState
@@ -118,13 +119,27 @@ def log_likelihood(
 
 @torch.no_grad()
 def class_probabilities(model: LabelModel, x: Tensor, k: int = 10, seed: int = 0, by: str | None = None) -> Tensor:
-    """`model.classify` of the rows x [N, D], in evaluation mode and in blocks: [N, Y]."""
+    """`model.classify` of the rows x [N, D], in evaluation mode and in blocks: [N, Y].
+
+    Raises:
+        InputError: a model without labels, and what `classify` raises.
+    """
+    if not isinstance(model, LabelModel):
+        raise InputError(f"class_probabilities: model must have labels; got {type(model).__name__}")
+    model.check("class_probabilities", x, None)
     chosen: dict[str, Any] = {} if by is None else {"by": by}
     return _in_blocks(model, x, lambda part, first: model.classify(part, k, seed, first_row=first, **chosen))
 
 
 def classification_error(model: LabelModel, x: Tensor, y: Tensor, k: int = 10, seed: int = 0, by: str | None = None) -> float:
-    """The share of the rows x [N, D] whose most probable class is not y [N], in percent."""
+    """The share of the rows x [N, D] whose most probable class is not y [N], in percent; NaN of no rows.
+
+    Raises:
+        InputError: as `class_probabilities`, and a y that is not [N] int64 on the device of x or no class of the model.
+    """
+    if not isinstance(y, Tensor):
+        raise InputError(f"classification_error: y must be the labels of the rows; got {type(y).__name__}")
+    model.check("classification_error", x, y)
     wrong = class_probabilities(model, x, k, seed, by).argmax(1) != y
     return 100.0 * wrong.double().mean().item()
 
@@ -134,7 +149,9 @@ def kl_units(model: GenerativeModel, x: Tensor, seed: int = 0) -> dict[str, Tens
     """The mean over the rows x [N, D] of the KL of each unit of each latent, [D_i] nats, one draw per row.
 
     Analytic where it is exact, else log q − log p at the sample, whose mean may be negative. A label is drawn from q(y|·).
+    The means of no rows are NaN.
     """
+    model.check("kl_units", x, None)
     label: Label = SampledLabel() if model.num_classes else None
 
     def units(part: Tensor, first: int) -> Tensor:
@@ -156,6 +173,6 @@ def _in_blocks(model: GenerativeModel, x: Tensor, function: Callable[[Tensor, in
     training = model.training
     model.eval()
     try:
-        return torch.cat([function(x[first : first + ROWS], first) for first in range(0, len(x), ROWS)])
+        return torch.cat([function(x[first : first + ROWS], first) for first in range(0, max(1, len(x)), ROWS)])
     finally:
         model.train(training)

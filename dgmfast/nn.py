@@ -314,7 +314,7 @@ class BernoulliOutput(nn.Module):
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
         """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats; further dimensions, of labels, as k."""
-        if not (h.dim() == x.dim() >= 2 and len(h) == len(x) and all(size == 1 for size in x.shape[1:-1])):
+        if not (h.dim() == x.dim() >= 2 and h.shape[0] == x.shape[0] and all(size == 1 for size in x.shape[1:-1])):
             return ops.bernoulli_log_prob(self.logits(h), x)
         samples = h.flatten(1, -2) if h.dim() > 2 else h
         log_prob = ops.linear_bernoulli_log_prob(samples, self.logits.weight, self.logits.bias, x.flatten(1))

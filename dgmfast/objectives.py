@@ -164,7 +164,7 @@ class Objective:
             encoding, of_labelled = model.encode(x, label), None
         else:
             both = model.encode(torch.cat([x, labelled.x]), label)
-            parts = {name: t.split([len(x), len(labelled.x)]) for name, t in both.items()}
+            parts = {name: t.split([x.shape[0], labelled.x.shape[0]]) for name, t in both.items()}
             encoding, of_labelled = ({name: part[i] for name, part in parts.items()} for i in range(2))
         loss, log = self._loss(Rows(model, encoding, x, label), Noise(seed, first_row), beta)
         supervised, supervised_log = self._supervised(model, labelled, beta, seed, of_labelled)

@@ -178,6 +178,8 @@ class _Training:
         else:
             _run.start(model, recipe, self.x)
         recipe.objective.check(model.to(options.device), self.bound_x, self.labelled is not None)
+        self._check_values(model, dataset.train.x, "train")
+        self._check_values(model, self.bound_x, split)
         self.learned: list[bool] = []
         self.model = model
         self.optimizer = torch.optim.Adam(
@@ -191,6 +193,14 @@ class _Training:
             if group.rank == 0:
                 _run.warn_if_changed(state["environment"], self.environment)
         self.resumed = state is not None
+
+    def _check_values(self, model: GenerativeModel, x: Tensor, split: str) -> None:
+        """Raise InputError unless the model takes the values of all rows x of a split, as an epoch would draw them."""
+        for first in range(0, len(x), EVALUATION_ROWS):
+            part = x[first : first + EVALUATION_ROWS]
+            if split == "train" and self.recipe.binarize:
+                part = data.redraw(self.dataset, part, derive_seed(self.recipe.seed, "binarize", 0))
+            model.check_values(f"{split} split of {self.dataset.name}", part, first)
 
     def run(self) -> GenerativeModel:
         if self.group.rank > 0:

@@ -204,9 +204,10 @@ def test_cagem_classifies_by_the_cascade():
 @with_labels
 def test_classify_refuses(variant):
     model, x = make(variant), binary(3)
-    for settings in ({"by": "r"}, {"k": 0, "by": "q"}):
-        with pytest.raises(InputError, match="classify: by must be q, p or both, and k at least 1"):
-            model.classify(x, **settings)
+    with pytest.raises(InputError, match="classify: by must be q, p or both; got 'r'"):
+        model.classify(x, by="r")
+    with pytest.raises(InputError, match="classify: k must be at least 1; got 0"):
+        model.classify(x, k=0)
     with pytest.raises(InputError, match=r"classify: x must be floating, of shape \[N, 6\]"):
         model.classify(x[:, :5])
 

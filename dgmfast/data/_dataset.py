@@ -42,6 +42,25 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise InputError(f"Dataset: kind must be one of {', '.join(get_args(Kind))}; got {self.kind!r}")
+        for name in ("train", "valid", "test"):
+            split: Split | None = getattr(self, name)
+            if split is not None and split.x.ndim == 2:
+                self._check_values(name, split.x)
+
+    def _check_values(self, split: str, x: Tensor) -> None:
+        """Raise InputError unless x [N, D] holds what `kind` says; training looks for what is not finite."""
+        if self.kind == "grey":
+            wrong, expected = (x < 0) | (x > 1), "lie in [0, 1]"
+        elif self.kind == "binary":
+            wrong, expected = (x != 0) & (x != 1) & x.isfinite(), "hold zeros and ones"
+        else:
+            return
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise InputError(
+                f"Dataset {self.name}: x must {expected} for kind {self.kind}; "
+                f"got {x[row, column].item():g} in row {row} of the {split} split"
+            )
 
     @property
     def binary(self) -> bool:

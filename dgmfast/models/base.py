@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
-from dgmfast.errors import InputError
+from dgmfast.errors import InputError, check_count
 from dgmfast.models.labels import Gaussian, Labels, LabelSum, Observed, SampledLabel
 from dgmfast.models.noise import Noise, Seed
 from dgmfast.nn import AnyOutput, PixelCNNDecoder
@@ -194,10 +194,13 @@ class GenerativeModel(nn.Module):
                 f"{caller}: x must be {parameter.dtype} on {parameter.device}, like the model; got {x.dtype} on {x.device}"
             )
         self.check_values(caller, x)
-        self._check_labels(caller, y, x.shape[0], x.device)
+        self.check_labels(caller, y, x.shape[0], x.device)
 
-    def check_values(self, caller: str, x: Tensor) -> None:
-        """Raise InputError, beginning with `caller`, unless x [B, D] is finite and in the support of p(x | latents)."""
+    def check_values(self, caller: str, x: Tensor, first_row: int = 0) -> None:
+        """Raise InputError, beginning with `caller`, unless x [B, D] is finite and in the support of p(x | latents).
+
+        The error counts rows from `first_row`.
+        """
         if not x.numel() or not _readable(x):
             return
         low, high = getattr(getattr(self, "output", None), "support", None) or (-math.inf, math.inf)  # a potential has no output
@@ -207,9 +210,10 @@ class GenerativeModel(nn.Module):
         wrong = ~x.detach().isfinite() | (x.detach() < low) | (x.detach() > high)
         row, column = wrong.nonzero()[0].tolist()
         expected = "be finite" if low == -math.inf else f"lie in [{low:g}, {high:g}], the support of {type(self.output).__name__}"
-        raise InputError(f"{caller}: x must {expected}; got {x[row, column].item():g} in row {row}")
+        raise InputError(f"{caller}: x must {expected}; got {x[row, column].item():g} in row {first_row + row}")
 
-    def _check_labels(self, caller: str, y: Label, n: int, device: torch.device) -> None:
+    def check_labels(self, caller: str, y: Label, n: int, device: torch.device) -> None:
+        """Raise InputError, beginning with `caller`, unless the model takes y for n rows."""
         if y is None:
             return
         if self.num_classes is None:
@@ -238,6 +242,7 @@ class GenerativeModel(nn.Module):
     ) -> Tensor:
         """log p(x, latents) − log q(latents | x) for k draws of the latents: [B, D] -> [B, k] nats (eq. 3.31)."""
         self.check("log_weights", x, y)
+        check_count("log_weights", "k", k)
         noise = Noise.of("log_weights", seed, generator, x.device, first_row, first_sample)
         return self.draw(self.encode(x, y), x, k, noise, y).log_weights()
 
@@ -253,6 +258,7 @@ class GenerativeModel(nn.Module):
     ) -> Elbo:
         """The bound of each row and its terms, [B] nats, averaged over k draws (eqs 3.11, 3.30; β: eq. 5.5)."""
         self.check("elbo", x, y)
+        check_count("elbo", "k", k)
         terms = self.draw(self.encode(x, y), x, k, Noise.of("elbo", seed, generator, x.device), y)
         kl = {name: value.mean(1) for name, value in terms.kl_terms().items()}
         return Elbo(terms.bound(beta).mean(1), terms.reconstruction().mean(1), kl)
@@ -272,10 +278,9 @@ class GenerativeModel(nn.Module):
 
         temperature: divides the logits of autoregressive pixels. progress: told the rows of pixels that are done, and of all.
         """
-        if n < 0:
-            raise InputError(f"sample: n must be at least 0; got {n}")
+        check_count("sample", "n", n, 0)
         device = next(self.parameters()).device
-        self._check_labels("sample", y, n, device)
+        self.check_labels("sample", y, n, device)
         if temperature != 1.0 and not self.autoregressive:
             raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
         noise = Noise.of("sample", seed, generator, device)
@@ -394,8 +399,9 @@ class LabelModel(GenerativeModel):
             InputError: another `by`, k below 1, or an x that the model does not take.
         """
         self.check("classify", x, None)
-        if by not in ("q", "p", "both") or k < 1:
-            raise InputError(f"classify: by must be q, p or both, and k at least 1; got {by!r} and {k}")
+        check_count("classify", "k", k)
+        if by not in ("q", "p", "both"):
+            raise InputError(f"classify: by must be q, p or both; got {by!r}")
         encoding, noise = self.encode(x), Noise.of("classify", seed, generator, x.device, first_row)
         if by == "q":
             return self.label_log_probs(encoding, x, k, noise).exp().mean(1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgmfast.errors import InputError
+from dgmfast.errors import InputError, check_count
 from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
 from dgmfast.models.labels import Labels, LabelSum
 from dgmfast.models.noise import Seed
@@ -106,6 +106,7 @@ class CaGeM(LabelModel):
         if by != "cascade":
             return super().classify(x, k, seed, by, first_row, generator=generator)
         self.check("classify", x, None)
+        check_count("classify", "k", k)
         noise = Noise.of("classify", seed, generator, x.device, first_row)
         log_py = self._classifiers(self.encode(x), x, k, noise)[1]
         return (torch.logsumexp(log_py, 1) - math.log(k)).exp()

@@ -42,13 +42,13 @@ class PixelCNN(GenerativeModel):
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), exact: [B, D] -> [B] nats."""
         self.check("log_prob", x, None)
-        return self.output.log_prob(x.new_zeros(len(x), 0), x)
+        return self.output.log_prob(x.new_zeros(x.shape[0], 0), x)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
-        return {"log_px": self.output.log_prob(x.new_zeros(len(x), 0), x)}
+        return {"log_px": self.output.log_prob(x.new_zeros(x.shape[0], 0), x)}
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
-        return Terms(x.new_zeros(len(x), k, 0), encoding["log_px"].unsqueeze(1).expand(-1, k))
+        return Terms(x.new_zeros(x.shape[0], k, 0), encoding["log_px"].unsqueeze(1).expand(-1, k))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         return next(self.parameters()).new_zeros(n, 1, 0)
@@ -70,7 +70,7 @@ class PixelCNN(GenerativeModel):
         is drawn in raster order given what precedes it, which is not that conditional. temperature: divides the logits.
         """
         self.check("complete", observed, None)
-        n, image = len(observed), self.output.image
+        n, image = observed.shape[0], self.output.image
         try:
             kept = keep.expand(n, self.x_dim).reshape(n, *image)
         except RuntimeError:

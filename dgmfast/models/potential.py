@@ -56,7 +56,7 @@ class Potential(GenerativeModel):
         return modes - 0.5 * ((radius - 2.0) / 0.4) ** 2
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
-        mean, log_var = self.q_a.unsqueeze(1).expand(-1, len(x), -1)
+        mean, log_var = self.q_a.unsqueeze(1).expand(-1, x.shape[0], -1)
         return {"mean": mean, "log_var": log_var}
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
