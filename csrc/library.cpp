@@ -44,7 +44,7 @@ TORCH_LIBRARY(dgmfast, m) {
   m.def("mlp_bernoulli_log_prob(Tensor h, Tensor[] weights, Tensor[] biases, Tensor x, str? activation=None) -> Tensor");
 
   m.def("importance_bound(Tensor log_w, int dim=-1) -> Tensor");
-  m.def("importance_bound_backward(Tensor grad, Tensor log_w, Tensor bound, int dim) -> (Tensor)");
+  m.def("importance_bound_backward(Tensor grad, Tensor log_w, int dim) -> (Tensor)");
 
   m.def("importance_state(Tensor log_w, Tensor? state=None) -> Tensor");
 

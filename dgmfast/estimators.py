@@ -12,6 +12,7 @@ The direct gradient of log q is the one in the weights of q's networks; through 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -89,8 +90,10 @@ class ImportanceWeighted:
         return bound + (weighted - weighted.detach()).sum(1) / self.m, log(terms)
 
     def normalised(self, log_w: Tensor) -> Tensor:
-        """w̃ of log w, both [B, m·k]."""
-        return torch.softmax(log_w.unflatten(1, (self.m, self.k)), 2).flatten(1)
+        """w̃ of log w, both [B, m·k]; 0 where all weights of a bound are 0."""
+        groups = log_w.unflatten(1, (self.m, self.k))
+        none = (groups == -math.inf).all(2, keepdim=True)
+        return torch.softmax(groups.masked_fill(none, 0.0), 2).masked_fill(none, 0.0).flatten(1)
 
     def _estimate(self, rows: Rows, k: int, noise: Noise, weight: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
         """log w, w̃ log w with the estimator's gradient, [B, k], and the terms; weight: w̃, None: of these samples themselves."""

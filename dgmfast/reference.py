@@ -40,6 +40,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor | None = None, log_var: Tensor | N
 
 def gaussian_merge(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
     """Precision-weighted product of two Gaussians (eq. 5.4 with σ² = 1/(σ_q⁻² + σ_p⁻²)): (mean, log_var)."""
+    mean_q, log_var_q, mean_p, log_var_p = torch.broadcast_tensors(mean_q, log_var_q, mean_p, log_var_p)
     log_var = -torch.logaddexp(-log_var_q, -log_var_p)
     weight_q, weight_p = torch.sigmoid(log_var_p - log_var_q), torch.sigmoid(log_var_q - log_var_p)
     return mean_q * weight_q + mean_p * weight_p, log_var
@@ -59,17 +60,23 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
 
 
 def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
-    """log (1/K) Σ_k w_k (eq. 3.31) over dimension `dim` of size K."""
-    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+    """log (1/K) Σ_k w_k (eq. 3.31) over dimension `dim` of size K; −∞ with gradient 0 where all weights are 0."""
+    none = (log_w == -math.inf).all(dim, keepdim=True)
+    bound = torch.logsumexp(log_w.masked_fill(none, 0.0), dim) - math.log(log_w.shape[dim])
+    return bound.masked_fill(none.squeeze(dim), -math.inf)
 
 
-def importance_state(log_w: Tensor) -> Tensor:
-    """[..., K] -> [..., 5] float64: (max, Σ e^{l−max}, Σ e^{2(l−max)}, Σ l, K), the sufficient statistics of the weights."""
+def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
+    """[..., K] -> [..., 5] float64: (max, Σ e^{l−max}, Σ e^{2(l−max)}, Σ l, K) of the weights and of those of `state`."""
     log_w = log_w.double()
-    top = log_w.amax(-1)
-    scaled = torch.exp(log_w - top.unsqueeze(-1))
-    count = torch.full_like(top, log_w.shape[-1])
-    return torch.stack([top, scaled.sum(-1), scaled.square().sum(-1), log_w.sum(-1), count], -1)
+    if state is None:
+        state = log_w.new_tensor([-math.inf, 0.0, 0.0, 0.0, 0.0]).expand(*log_w.shape[:-1], 5)
+    top = torch.cat([state[..., :1], log_w], -1).amax(-1, keepdim=True)
+    # weights relative to the largest; of weights e^∞, each counts 1
+    weight = torch.where(log_w == -math.inf, 0.0, torch.where(log_w == top, 1.0, torch.exp(log_w - top)))
+    scale = torch.where(state[..., 0] == top[..., 0], 1.0, torch.exp(state[..., 0] - top[..., 0]))
+    sums = [scale * state[..., 1] + weight.sum(-1), scale**2 * state[..., 2] + weight.square().sum(-1)]
+    return torch.stack([top[..., 0], *sums, state[..., 3] + log_w.sum(-1), state[..., 4] + log_w.shape[-1]], -1)
 
 
 def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
@@ -133,6 +140,9 @@ def masked_conv2d(
     """conv2d(x, weight * causal_mask, bias) with zero padding to the same size: [N, I, H, W] -> [N, O, H, W]."""
     size = (weight.shape[2], weight.shape[3])
     taps = causal_mask(mask, weight.shape[0], weight.shape[1], size, colors, unmasked_inputs).to(weight)
+    if x.numel() == 0 or weight.numel() == 0:  # which torch's convolution does not take
+        nothing = x.new_zeros(x.shape[0], weight.shape[0], *x.shape[2:]) + 0.0 * (x.sum() + weight.sum())
+        return nothing if bias is None else nothing + bias.view(-1, 1, 1)
     return F.conv2d(x, weight * taps, bias, padding=(size[0] // 2, size[1] // 2))
 
 
@@ -239,6 +249,7 @@ def gaussian_sample(
 ) -> tuple[Tensor, Tensor]:
     """z = mean + e^{log_var/2} ε and log q(z) = Σ_d −½(log 2π + log_var + ε²): [B, D] -> [B, k, D], or [B, K, D] once each."""
     seed = seed_or_drawn("gaussian_sample", seed, generator, mean.device)
+    mean, log_var = torch.broadcast_tensors(mean, log_var)
     per_row = mean.dim() == 2
     samples = k if per_row else mean.shape[1]
     eps = standard_normal(mean.shape[0], samples, mean.shape[-1], int(seed), stream, first_row, first_sample)

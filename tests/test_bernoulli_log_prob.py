@@ -95,3 +95,14 @@ def test_values_between_0_and_1_have_a_gradient(device: str) -> None:
     (gradient,) = torch.autograd.grad(ops.bernoulli_log_prob(logits, x).sum(), x)
     assert torch.equal(gradient, logits)
     assert not ops.bernoulli_log_prob(logits, x.detach().round().bool()).requires_grad
+
+
+@pytest.mark.parametrize("size", [3.0, 9.0, 17.0, 20.0, 40.0])
+def test_sure_logits_keep_their_digits(size: float, path_device: str) -> None:
+    """log(1 + e^−|l|) of logits that are sure of every pixel: the error is relative to the sum, not to the number of pixels."""
+    x = (torch.rand(5, 784, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    logits = ((2.0 * x - 1.0) * (size + torch.rand(5, 784, generator=torch.Generator().manual_seed(2)))).float()
+    truth = -torch.log1p(torch.exp(-logits.double().abs())).sum(1)
+    found = ops.bernoulli_log_prob(logits.to(path_device), x.to(path_device)).double().cpu()
+    # exp to 2 roundings, and sums of 784 positive terms cut in lanes of at most 128
+    assert bool(((found - truth).abs() <= 140 * torch.finfo(torch.float32).eps * truth.abs()).all())

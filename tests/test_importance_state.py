@@ -307,3 +307,21 @@ def test_bad_merge(device: str) -> None:
         state.merge(ImportanceState().update(draw(2, 5, device=device)))
     with pytest.raises(TypeError, match="ImportanceState"):
         state.merge(3)
+
+
+@pytest.mark.parametrize("implementation", [ops.importance_state, reference.importance_state])
+def test_infinite_weights_are_counted(implementation, path_device: str) -> None:
+    """Relative to the largest, e^∞, each of them weighs 1 and all others nothing."""
+    log_w = torch.tensor([[math.inf, 0.0, math.inf], [-math.inf, -math.inf, -math.inf]], device=path_device)
+    for state in (implementation(log_w), implementation(log_w[:, 1:], implementation(log_w[:, :1]))):
+        assert state[0, :3].tolist() == [math.inf, 2.0, 2.0] and state[1, :3].tolist() == [-math.inf, 0.0, 0.0]
+
+
+def test_the_reference_adds_to_a_state(device: str) -> None:
+    log_w = 30.0 * torch.randn(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).to(device)
+    whole = reference.importance_state(log_w)
+    for split in (0, 1, 5, 12):
+        parts = reference.importance_state(log_w[:, split:], reference.importance_state(log_w[:, :split]))
+        torch.testing.assert_close(parts, whole, rtol=1e-13, atol=0.0)
+        expected = ops.importance_state(log_w[:, split:], ops.importance_state(log_w[:, :split]))
+        torch.testing.assert_close(parts, expected, rtol=1e-13, atol=0.0)

@@ -196,3 +196,18 @@ def test_unknown_instruction_set(restored_isa: None) -> None:
 def test_sparse_tensors_are_refused(case: Case) -> None:
     with pytest.raises((NotImplementedError, TypeError, ValueError), match=case.op):
         case.call(**{name: t.to_sparse() for name, t in case.tensors().items()})
+
+
+def test_a_gradient_of_an_argument_that_was_left_out() -> None:
+    """Asked of the backward operators themselves: refused, on the CPU and under Meta."""
+    for device in ("cpu", "meta"):
+        x, grad = torch.zeros(3, 4, device=device), torch.zeros(3, device=device)
+        calls = {
+            "gaussian_kl": lambda x=x, grad=grad: torch.ops.dgmfast.gaussian_kl_backward(grad, x, x, None, None, [True] * 4),
+            "gaussian_log_prob": lambda x=x, grad=grad: torch.ops.dgmfast.gaussian_log_prob_backward(
+                grad, x, None, x, [True] * 3
+            ),
+        }
+        for op, call in calls.items():
+            with pytest.raises(ValueError, match=rf"{op}_backward: wanted must be false for argument \d, which was left out"):
+                call()

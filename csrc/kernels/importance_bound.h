@@ -13,10 +13,9 @@ struct ImportanceBound {
 
 struct ImportanceBoundBackward {
   RowPlan plan;
-  const void* log_w;    // [rows, K], by outer.stride[0]
-  const void* bound;    // [rows], [1]
-  const void* grad;     // [rows], [2]
-  void* grad_input[1];  // [rows, K]
+  const void* log_w;  // [rows, K], by outer.stride[0]
+  const void* grad;   // [rows], by outer.stride[1]
+  void* grad_log_w;   // [rows, K]
 };
 
 DGMFAST_KERNEL(importance_bound, ImportanceBound)

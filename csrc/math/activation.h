@@ -48,7 +48,7 @@ struct Tanh {
 #ifdef __CUDA_ARCH__
     return ::tanh(a);
 #else
-    const T e = expm1_nonpositive(T(-2) * magnitude(a)), size = -e / (T(2) + e);
+    const T size = tanh_nonnegative(magnitude(a));
     return a < T(0) ? -size : size;
 #endif
   }

@@ -61,7 +61,7 @@ Tensor forward_meta(const Tensor& logits, const Tensor& x) {
 
 Gradients backward_meta(const Tensor& grad, const Tensor& logits, const Tensor& x, Wanted wanted) {
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"logits", &logits}, check<c10::SymInt>(logits, x));
-  return std::tuple_cat(meta_gradients<2>({&logits, &x}, wanted));
+  return std::tuple_cat(meta_gradients<2>(Op::name, {&logits, &x}, wanted));
 }
 
 struct BernoulliLogProbFunction : torch::autograd::Function<BernoulliLogProbFunction> {

@@ -72,7 +72,7 @@ Gradients backward_meta(const Tensor& grad, const Tensor& mean_q, const Tensor& 
                         const OptionalTensor& log_var_p, Wanted wanted) {
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"mean_q", &mean_q},
                               check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p));
-  return std::tuple_cat(meta_gradients<4>({&mean_q, &log_var_q, pointer(mean_p), pointer(log_var_p)}, wanted));
+  return std::tuple_cat(meta_gradients<4>(Op::name, {&mean_q, &log_var_q, pointer(mean_p), pointer(log_var_p)}, wanted));
 }
 
 struct GaussianKlFunction : torch::autograd::Function<GaussianKlFunction> {

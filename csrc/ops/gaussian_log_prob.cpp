@@ -65,7 +65,7 @@ Tensor forward_meta(const Tensor& x, const OptionalTensor& mean, const OptionalT
 Gradients backward_meta(const Tensor& grad, const Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_var,
                         Wanted wanted) {
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"x", &x}, check<c10::SymInt>(x, mean, log_var));
-  return std::tuple_cat(meta_gradients<3>({&x, pointer(mean), pointer(log_var)}, wanted));
+  return std::tuple_cat(meta_gradients<3>(Op::name, {&x, pointer(mean), pointer(log_var)}, wanted));
 }
 
 struct GaussianLogProbFunction : torch::autograd::Function<GaussianLogProbFunction> {

@@ -82,7 +82,7 @@ Pair forward_meta(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& m
 Gradients backward_meta(const Tensor& grad_mean, const Tensor& grad_log_var, const Tensor& mean_q, const Tensor& log_var_q,
                         const Tensor& mean_p, const Tensor& log_var_p, Wanted wanted) {
   check_gradients(grad_mean, grad_log_var, mean_q, check<c10::SymInt>(mean_q, log_var_q, mean_p, log_var_p));
-  return std::tuple_cat(meta_gradients<4>({&mean_q, &log_var_q, &mean_p, &log_var_p}, wanted));
+  return std::tuple_cat(meta_gradients<4>(Op::name, {&mean_q, &log_var_q, &mean_p, &log_var_p}, wanted));
 }
 
 struct GaussianMergeFunction : torch::autograd::Function<GaussianMergeFunction> {

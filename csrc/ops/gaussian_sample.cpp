@@ -129,7 +129,7 @@ Pair forward_meta(const Tensor& mean, const Tensor& log_var, Int k, Int, const O
 Pair backward_meta(const Tensor& grad_z, const Tensor& grad_log_q, const Tensor& mean, const Tensor& log_var, Int k, Int,
                    const OptionalTensor& seed_tensor, Int stream, Int first_row, Int first_sample, Wanted wanted) {
   check_gradients(grad_z, grad_log_q, mean, check<Int>(mean, log_var, k, seed_tensor, stream, first_row, first_sample));
-  return std::tuple_cat(meta_gradients<2>({&mean, &log_var}, wanted));
+  return std::tuple_cat(meta_gradients<2>(Op::name, {&mean, &log_var}, wanted));
 }
 
 struct GaussianSampleFunction : torch::autograd::Function<GaussianSampleFunction> {

@@ -13,7 +13,7 @@ using Gradients = std::tuple<Tensor>;
 struct Op {
   static constexpr const char* name = "importance_bound";
   using Forward = Tensor(const Tensor&, int64_t);
-  using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, int64_t);
+  using Backward = Gradients(const Tensor&, const Tensor&, int64_t);
 
   static const c10::TypedOperatorHandle<Forward>& forward() {
     static const auto op = find_op<Forward>("dgmfast::importance_bound");
@@ -36,13 +36,6 @@ Tensor check(const Tensor& log_w, int64_t dim) {
   return log_w.movedim(dim, -1);
 }
 
-template <class Int>
-void check_gradient_and_bound(const Tensor& grad, const Tensor& bound, const Tensor& log_w) {
-  const auto leading = sizes<Int>(log_w).slice(0, log_w.dim() - 1);
-  check_gradient<Int>(Op::name, {"grad", &grad}, {"log_w", &log_w}, leading);
-  check_gradient<Int>(Op::name, {"bound", &bound}, {"log_w", &log_w}, leading);
-}
-
 Tensor forward(const Tensor& log_w_, int64_t dim) {
   const Tensor log_w = with_unit_stride(check(log_w_, dim));
   const at::IntArrayRef leading = log_w.sizes().slice(0, log_w.dim() - 1);
@@ -53,17 +46,16 @@ Tensor forward(const Tensor& log_w_, int64_t dim) {
   return bound;
 }
 
-Gradients backward(const Tensor& grad, const Tensor& log_w_, const Tensor& bound, int64_t dim) {
+Gradients backward(const Tensor& grad, const Tensor& log_w_, int64_t dim) {
   const Tensor log_w = with_unit_stride(check(log_w_, dim));
-  check_gradient_and_bound<int64_t>(grad, bound, log_w);
-  const auto fill = [&](const RowPlan& plan) {
-    return ImportanceBoundBackward{plan, data(&log_w), data(&bound), data(&grad), {}};
-  };
-  const auto grads = launch_gradients<1, ImportanceBoundBackward>(
-      Op::name, log_w.sizes().slice(0, log_w.dim() - 1), log_w.size(-1),
-      {{{&log_w}, {&bound, PlanInput::Kind::scalar}, {&grad, PlanInput::Kind::scalar}}}, {true}, fill,
-      cpu::importance_bound_backward, cuda::importance_bound_backward);
-  return {grads[0].movedim(-1, dim)};
+  const at::IntArrayRef leading = log_w.sizes().slice(0, log_w.dim() - 1);
+  check_gradient<int64_t>(Op::name, {"grad", &grad}, {"log_w", &log_w}, leading);
+  const Tensor grad_log_w = at::empty(log_w.sizes(), log_w.options());
+  const RowPlan plan =
+      forward_plan(Op::name, leading, log_w.size(-1), dtype_of(log_w), {{{&log_w}, {&grad, PlanInput::Kind::scalar}}});
+  const ImportanceBoundBackward params{plan, data(&log_w), data(&grad), grad_log_w.mutable_data_ptr()};
+  launch(log_w.device(), params, grad.numel(), plan.dim, cpu::importance_bound_backward, cuda::importance_bound_backward);
+  return {grad_log_w.movedim(-1, dim)};
 }
 
 Tensor forward_meta(const Tensor& log_w, int64_t dim) {
@@ -71,25 +63,24 @@ Tensor forward_meta(const Tensor& log_w, int64_t dim) {
   return at::empty_symint(last.sym_sizes().slice(0, last.dim() - 1), log_w.options());
 }
 
-Gradients backward_meta(const Tensor& grad, const Tensor& log_w, const Tensor& bound, int64_t dim) {
+Gradients backward_meta(const Tensor& grad, const Tensor& log_w, int64_t dim) {
   const Tensor last = check(log_w, dim);
-  check_gradient_and_bound<c10::SymInt>(grad, bound, last);
+  check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"log_w", &log_w}, last.sym_sizes().slice(0, last.dim() - 1));
   return {at::empty_symint(last.sym_sizes(), log_w.options()).movedim(-1, dim)};
 }
 
 struct ImportanceBoundFunction : torch::autograd::Function<ImportanceBoundFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& log_w, int64_t dim) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor bound = Op::forward().call(log_w, dim);
-    ctx->save_for_backward({log_w, bound});
+    ctx->save_for_backward({log_w});
     ctx->saved_data["dim"] = dim;
-    return bound;
+    return Op::forward().call(log_w, dim);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grad) {
     const auto saved = ctx->get_saved_variables();
-    return {std::get<0>(Op::backward().call(grad[0], saved[0], saved[1], ctx->saved_data["dim"].toInt())), Tensor()};
+    return {std::get<0>(Op::backward().call(grad[0], saved[0], ctx->saved_data["dim"].toInt())), Tensor()};
   }
 };
 

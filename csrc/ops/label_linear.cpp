@@ -148,7 +148,7 @@ Gradients backward_meta(const Tensor& grad, const Tensor& out, const Tensor& x, 
   check_gradient<c10::SymInt>(Op::name, {"out", &out}, {"x", &x}, shape);
   const Tensor* given = pointer(bias);
   wanted[3] = wanted[3] && given;
-  return std::tuple_cat(meta_gradients<4>({&x, &weight, &label_weight, given}, wanted));
+  return std::tuple_cat(meta_gradients<4>(Op::name, {&x, &weight, &label_weight, given}, wanted));
 }
 
 struct LabelLinearFunction : torch::autograd::Function<LabelLinearFunction> {

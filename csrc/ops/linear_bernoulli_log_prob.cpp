@@ -315,7 +315,7 @@ Gradients backward_meta(const Tensor& grad, const Tensor& h, const Tensor& weigh
   check_sums<c10::SymInt>(grad, h, weight, logits, check<c10::SymInt>(h, weight, bias, x));
   const Tensor* given = pointer(bias);
   wanted[2] = wanted[2] && given;
-  return std::tuple_cat(meta_gradients<4>({&h, &weight, given, &x}, wanted));
+  return std::tuple_cat(meta_gradients<4>(Op::name, {&h, &weight, given, &x}, wanted));
 }
 
 // Training keeps up to this many logits for its backward pass; more are computed again. Keeping 5000 x 784 of them saved 20 % of

@@ -72,7 +72,7 @@ Tensor forward_meta(const Tensor& logits, const Tensor& values) {
 
 Gradients backward_meta(const Tensor& grad, const Tensor& logits, const Tensor& values, Wanted wanted) {
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"logits", &logits}, check<c10::SymInt>(logits, values));
-  return std::tuple_cat(meta_gradients<2>({&logits, &values}, wanted));
+  return std::tuple_cat(meta_gradients<2>(Op::name, {&logits, &values}, wanted));
 }
 
 struct MarginalizeLabelsFunction : torch::autograd::Function<MarginalizeLabelsFunction> {

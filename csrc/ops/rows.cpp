@@ -204,6 +204,11 @@ DimSet broadcast_dims(at::IntArrayRef leading, const Tensor& t) {
   return dims;
 }
 
+// A gradient that is wanted of an argument that was left out.
+void check_wanted(const char* op, size_t i, bool wanted, const Tensor* input) {
+  TORCH_CHECK_VALUE(!wanted || input, op, "_backward: wanted must be false for argument ", i, ", which was left out; got true");
+}
+
 }  // namespace
 
 RowPlan forward_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs) {
@@ -235,6 +240,7 @@ void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayR
   const Tensor& first = *inputs[0].tensor;
   std::array<DimSet, kMaxInputs> reduced;
   for (size_t i = 0; i < wanted.size(); ++i) {
+    check_wanted(op, i, wanted[i], inputs[i].tensor);
     grads[i] = wanted[i] ? at::empty(inputs[i].tensor->sizes(), first.options()) : at::empty({0}, first.options());
     if (wanted[i]) reduced[i] = broadcast_dims(leading, *inputs[i].tensor);
   }
@@ -268,16 +274,18 @@ void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayR
 }  // namespace detail
 
 template <size_t N>
-std::array<Tensor, N> meta_gradients(const std::array<const Tensor*, N>& inputs, const std::array<bool, N>& wanted) {
+std::array<Tensor, N> meta_gradients(const char* op, const std::array<const Tensor*, N>& inputs,
+                                     const std::array<bool, N>& wanted) {
   std::array<Tensor, N> grads;
   for (size_t i = 0; i < N; ++i) {
+    check_wanted(op, i, wanted[i], inputs[i]);
     grads[i] = wanted[i] ? at::empty_symint(inputs[i]->sym_sizes(), inputs[0]->options()) : at::empty({0}, inputs[0]->options());
   }
   return grads;
 }
 
-template std::array<Tensor, 2> meta_gradients(const std::array<const Tensor*, 2>&, const std::array<bool, 2>&);
-template std::array<Tensor, 3> meta_gradients(const std::array<const Tensor*, 3>&, const std::array<bool, 3>&);
-template std::array<Tensor, 4> meta_gradients(const std::array<const Tensor*, 4>&, const std::array<bool, 4>&);
+template std::array<Tensor, 2> meta_gradients(const char*, const std::array<const Tensor*, 2>&, const std::array<bool, 2>&);
+template std::array<Tensor, 3> meta_gradients(const char*, const std::array<const Tensor*, 3>&, const std::array<bool, 3>&);
+template std::array<Tensor, 4> meta_gradients(const char*, const std::array<const Tensor*, 4>&, const std::array<bool, 4>&);
 
 }  // namespace dgmfast

@@ -139,6 +139,7 @@ std::array<Tensor, N> launch_gradients(const char* op, at::IntArrayRef leading, 
 
 // The same, under Meta.
 template <size_t N>
-std::array<Tensor, N> meta_gradients(const std::array<const Tensor*, N>& inputs, const std::array<bool, N>& wanted);
+std::array<Tensor, N> meta_gradients(const char* op, const std::array<const Tensor*, N>& inputs,
+                                     const std::array<bool, N>& wanted);
 
 }  // namespace dgmfast

@@ -146,7 +146,7 @@ class _Every(Labels):
     def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
         # log Σ_y q_y (w_y / q_y)^β: at β = 1, q(y|·) cancels
         log_w = log_w + (log_py if beta == 1.0 else beta * log_py + (1.0 - beta) * self.log_qy)
-        return torch.logsumexp(log_w, -1)
+        return ops.importance_bound(log_w) + math.log(log_w.shape[-1])  # the sum, whose gradient is 0 where no label has a weight
 
 
 class _Kept(Labels):

@@ -18,7 +18,8 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
         log_w: [..., K, ...], floating.
 
     Returns:
-        [...] without `dim`. The gradient is the normalised weights; a second derivative raises.
+        [...] without `dim`. The gradient is the normalised weights, and 0 where all weights are 0, whose bound is −∞; weights of
+        e^∞ share it. A second derivative raises.
 
     Raises:
         ValueError: no sample along dim. IndexError: no such dim. TypeError: a dtype that is not supported.

@@ -108,7 +108,7 @@ void activation_accuracy(const char* tanh_name, const char* softplus_name, const
   for (const T sign : {T(-1), T(1)}) {
     for (const T tiny : geometric(T(1e-30), T(1), 100003)) x.push_back(sign * tiny);
   }
-  sweep(tanh_name, 4.0, x, [](T v) { return Tanh::value(v); }, [](auto v) { return std::tanh(v); });
+  sweep(tanh_name, 1.5, x, [](T v) { return Tanh::value(v); }, [](auto v) { return std::tanh(v); });
   sweep(
       softplus_name, 4.0, x, [](T v) { return Softplus::value(v); },
       [](auto v) { return v > 20 ? v : (v > 0 ? v + std::log1p(std::exp(-v)) : std::log1p(std::exp(v))); });
@@ -166,6 +166,8 @@ void log1p_accuracy(const char* what) {
   std::vector<T> x = linear(T(0), T(1), kCount);
   for (const T tiny : geometric(std::numeric_limits<T>::min(), T(1), kCount)) x.push_back(tiny);
   sweep(what, 2.0, x, [](T v) { return log1p_unit(v); }, [](auto v) { return std::log1p(v); });
+  for (const T large : geometric(T(1), std::numeric_limits<T>::max() / 4, kCount)) x.push_back(large);
+  sweep(what, 2.0, x, [](T v) { return log1p_nonnegative(v); }, [](auto v) { return std::log1p(v); });
 }
 
 template <class T>
@@ -268,14 +270,24 @@ void bernoulli_terms() {
     for (const T x : {T(0), T(0.25), T(1)}) {
       const long double l = logit;
       const long double exact = x * l - (l > 0 ? l + std::log1p(std::exp(-l)) : std::log1p(std::exp(l)));
-      const long double got = bernoulli_linear(logit, x) - std::log(static_cast<long double>(softplus_factor(logit)));
+      const long double got = bernoulli_linear(logit, x) - std::log1p(static_cast<long double>(softplus_product(T(0), logit)));
       CHECK(std::fabs(got - exact) <= 8 * std::numeric_limits<T>::epsilon() * (1 + std::fabs(l)));
     }
-    CHECK(softplus_factor(logit) >= T(1) && softplus_factor(logit) <= T(2));
+    CHECK(softplus_product(T(0), logit) >= T(0) && softplus_product(T(0), logit) <= T(1));
   }
-  T product = T(1);
-  for (int i = 0; i < kFactors<T>; ++i) product *= T(2);
-  CHECK(std::isfinite(product));
+  T largest = T(0);
+  for (int i = 0; i < kFactors<T>; ++i) largest = softplus_product(largest, T(0));
+  const auto exactly = [](T got, long double exact, double roundings) {
+    return std::fabs(got - exact) <= roundings * std::numeric_limits<T>::epsilon() * exact;
+  };
+  CHECK(std::isfinite(largest) && exactly(log1p_nonnegative(largest), kFactors<T> * std::log(2.0L), 2));
+  // factors that are 1 when they are rounded: their product has all digits
+  for (const T logit : {T(10), T(17), T(20), T(40)}) {
+    T excess = T(0);
+    for (int i = 0; i < kFactors<T>; ++i) excess = softplus_product(excess, logit);
+    const long double exact = kFactors<T> * std::log1p(std::exp(-static_cast<long double>(logit)));
+    CHECK(exactly(log1p_nonnegative(excess), exact, kFactors<T>));
+  }
 }
 
 }  // namespace

@@ -15,25 +15,25 @@ T row_log_prob(const T* logits, const X* x, int64_t dim) {
   T total = 0;
   for (int64_t begin = 0; begin < dim; begin += kWidth * kFactors<T>) {
     const int64_t end = minimum(begin + kWidth * kFactors<T>, dim);
-    T linear[kWidth], product[kWidth];
-    for (int j = 0; j < kWidth; ++j) linear[j] = T(0), product[j] = T(1);
+    T linear[kWidth], excess[kWidth];
+    for (int j = 0; j < kWidth; ++j) linear[j] = excess[j] = T(0);
     int64_t d = begin;
     for (; d + kWidth <= end; d += kWidth) {
 #pragma omp simd
       for (int j = 0; j < kWidth; ++j) {
         linear[j] += bernoulli_linear(logits[d + j], T(x[d + j]));
-        product[j] *= softplus_factor(logits[d + j]);
+        excess[j] = softplus_product(excess[j], logits[d + j]);
       }
     }
     const int rest = int(end - d);
 #pragma omp simd
     for (int j = 0; j < rest; ++j) {
       linear[j] += bernoulli_linear(logits[d + j], T(x[d + j]));
-      product[j] *= softplus_factor(logits[d + j]);
+      excess[j] = softplus_product(excess[j], logits[d + j]);
     }
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < kWidth; ++j) sum += linear[j] - log_positive(product[j]);
+    for (int j = 0; j < kWidth; ++j) sum += linear[j] - log1p_nonnegative(excess[j]);
     total += sum;
   }
   return total;

@@ -17,10 +17,16 @@ T sum_weights(const T* log_w, int64_t k, Weight weight) {
 }
 
 template <class T>
-T row_bound(const T* log_w, int64_t k) {
+T largest(const T* log_w, int64_t k) {
   T top = -infinity<T>();
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < k; ++i) top = maximum(log_w[i], top);
+  return top;
+}
+
+template <class T>
+T row_bound(const T* log_w, int64_t k) {
+  const T top = largest(log_w, k);
   const bool finite = magnitude(top) < infinity<T>();
   const T shift = finite ? top : T(0);
   const T sum = finite ? sum_weights(log_w, k, [=](T l) { return exp_nonpositive(l - top); })
@@ -38,17 +44,33 @@ void forward(const ImportanceBound& p, int64_t begin, int64_t end) {
   }
 }
 
+// g times each weight's share of the sum, with weights relative to the largest: the bound itself is rounded to its own size.
+template <class T>
+void row_gradient(const T* log_w, int64_t k, T g, T* grad) {
+  const T top = largest(log_w, k);
+  const T shift = top == -infinity<T>() ? T(0) : top;
+  const T sum = sum_in_blocks<T>(k, [=](int64_t begin, int64_t end) {
+    T block = 0;
+#pragma omp simd reduction(+ : block)
+    for (int64_t i = begin; i < end; ++i) {
+      const T weight = exp_nonpositive(log_w[i] - shift);
+      grad[i] = log_w[i] == shift ? T(1) : weight;  // infinite weights share the gradient
+      block += grad[i];
+    }
+    return block;
+  });
+  const T scale = sum == T(0) ? T(0) : g / sum;  // a row without any weight has no gradient
+#pragma omp simd
+  for (int64_t i = 0; i < k; ++i) grad[i] *= scale;
+}
+
 template <class T>
 void backward(const ImportanceBoundBackward& p, int64_t begin, int64_t end) {
-  const T log_k = log_positive(T(p.plan.dim));
-  gradient_rows<T>(p.plan, 3, p.grad_input, begin, end, [&](const int64_t* offset, int64_t column, int64_t count, T* const* out) {
-    const T* log_w = static_cast<const T*>(p.log_w) + offset[0] + column;
-    const T log_sum = static_cast<const T*>(p.bound)[offset[1]] + log_k;
-    const T g = static_cast<const T*>(p.grad)[offset[2]];
-    T* grad = out[0];
-#pragma omp simd
-    for (int64_t c = 0; c < count; ++c) grad[c] = g * exp_nonpositive(log_w[c] - log_sum);
-  });
+  Cursor row(p.plan.outer, 2, begin);
+  for (int64_t r = begin; r < end; ++r, row.next()) {
+    row_gradient(static_cast<const T*>(p.log_w) + row.offset(0), p.plan.dim, static_cast<const T*>(p.grad)[row.offset(1)],
+                 static_cast<T*>(p.grad_log_w) + r * p.plan.dim);
+  }
 }
 
 }  // namespace

@@ -11,14 +11,14 @@ WeightState row_state(const T* log_w, int64_t k) {
   double top = -infinity<double>();
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < k; ++i) top = maximum(double(log_w[i]), top);
-  const double shift = magnitude(top) == infinity<double>() ? 0.0 : top;
+  const double shift = top == -infinity<double>() ? 0.0 : top;
   double sum = 0, squares = 0, logs = 0;
 #pragma omp simd reduction(+ : sum, squares, logs)
   for (int64_t i = 0; i < k; ++i) {
-    const double weight = exp(double(log_w[i]) - shift);
+    const double log_weight = double(log_w[i]), weight = log_weight == shift ? 1.0 : exp(log_weight - shift);
     sum += weight;
     squares += weight * weight;
-    logs += double(log_w[i]);
+    logs += log_weight;
   }
   return {top, sum, squares, logs, double(k)};
 }

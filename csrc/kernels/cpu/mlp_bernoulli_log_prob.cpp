@@ -72,12 +72,12 @@ void activate(Activation activation, T* values, int64_t count) {
 // Σ_d x_d l_d − softplus(l_d) of N rows, as row_log_prob of bernoulli_log_prob makes it: logits and x are [outputs, N].
 template <class T, int N>
 // Inlined, it is not vectorised.
-__attribute__((noinline)) void add_outputs(const T* logits, const T* x, int64_t outputs, T* linear, T* product) {
+__attribute__((noinline)) void add_outputs(const T* logits, const T* x, int64_t outputs, T* linear, T* excess) {
   for (int64_t d = 0; d < outputs; ++d, logits += N, x += N) {
 #pragma omp simd
     for (int i = 0; i < N; ++i) {
       linear[i] += bernoulli_linear(logits[i], x[i]);
-      product[i] *= softplus_factor(logits[i]);
+      excess[i] = softplus_product(excess[i], logits[i]);
     }
   }
 }
@@ -130,19 +130,19 @@ class Tile {
 
   // By segments of the outputs, against rounding.
   void sum(int64_t first, int64_t count) {
-    T logits[kOutputs * rows], linear[rows], product[rows], total[rows];
+    T logits[kOutputs * rows], linear[rows], excess[rows], total[rows];
     for (int i = 0; i < rows; ++i) total[i] = T(0);
     for (int64_t begin = 0; begin < p_.dim(); begin += kMlpSegment) {
       const int64_t end = minimum(begin + kMlpSegment, p_.dim());
       take_x(first, count, begin, end);
-      for (int i = 0; i < rows; ++i) linear[i] = T(0), product[i] = T(1);
+      for (int i = 0; i < rows; ++i) linear[i] = excess[i] = T(0);
       for (int64_t d = begin; d < end; d += kOutputs) {
         const int64_t outputs = minimum<int64_t>(kOutputs, end - d);
         multiply_some<T, V>(p_.layer[p_.depth - 1], in_, d, outputs, logits);
-        add_outputs<T, rows>(logits, x_ + (d - begin) * rows, outputs, linear, product);
+        add_outputs<T, rows>(logits, x_ + (d - begin) * rows, outputs, linear, excess);
       }
 #pragma omp simd
-      for (int i = 0; i < rows; ++i) total[i] += linear[i] - log_positive(product[i]);
+      for (int i = 0; i < rows; ++i) total[i] += linear[i] - log1p_nonnegative(excess[i]);
     }
     for (int64_t i = 0; i < count; ++i) static_cast<T*>(p_.log_prob)[first + i] = total[i];
   }

@@ -16,13 +16,13 @@ struct Forward {
     R logits[V], x[V];
     load_pack<Stored>(p.logits, offset[0] + d, logits);
     load_pack<X>(p.x, offset[1] + d, x);
-    R sum = 0, product = 1;
+    R sum = 0, excess = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       sum += bernoulli_linear(logits[v], x[v]);
-      product *= softplus_factor(logits[v]);
+      excess = softplus_product(excess, logits[v]);
     }
-    return sum - log_positive(product);
+    return sum - log1p_nonnegative(excess);
   }
   __device__ Real<Stored> finish(Real<Stored> sum, int64_t) const { return sum; }
 };

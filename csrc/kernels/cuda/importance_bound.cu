@@ -19,16 +19,26 @@ __global__ void __launch_bounds__(kBlock) forward(ImportanceBound p) {
   if (threadIdx.x == 0) store<Stored>(p.bound, blockIdx.x, total.top + (::log(total.sum) - ::log(R(p.plan.dim))));
 }
 
+// The same once more, then each weight's share of the sum: the bound itself is rounded to its own size.
 template <class Stored>
-struct Backward {
-  ImportanceBoundBackward p;
-
-  __device__ void operator()(const int64_t* offset, int64_t d, Real<Stored> (&sum)[1]) const {
-    using R = Real<Stored>;
-    const R log_sum = load<Stored>(p.bound, offset[1]) + ::log(R(p.plan.dim));
-    sum[0] += load<Stored>(p.grad, offset[2]) * ::exp(load<Stored>(p.log_w, offset[0] + d) - log_sum);
+__global__ void __launch_bounds__(kBlock) backward(ImportanceBoundBackward p) {
+  using R = Real<Stored>;
+  __shared__ R row[2];  // the largest log weight, and what a weight relative to it is multiplied with
+  int64_t offset[2] = {};
+  row_offsets(p.plan.outer, 2, blockIdx.x, offset);
+  LogSum<R> total;
+  for (int64_t i = threadIdx.x; i < p.plan.dim; i += kBlock) total.add(load<Stored>(p.log_w, offset[0] + i));
+  total = merge_over_block(total);
+  if (threadIdx.x == 0) {
+    row[0] = total.top;
+    row[1] = total.sum == R(0) ? R(0) : load<Stored>(p.grad, offset[1]) / total.sum;  // no weight at all: no gradient
   }
-};
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.plan.dim; i += kBlock) {
+    store<Stored>(p.grad_log_w, blockIdx.x * p.plan.dim + i,
+                  row[1] * relative_weight(load<Stored>(p.log_w, offset[0] + i), row[0]));
+  }
+}
 
 }  // namespace
 
@@ -43,8 +53,8 @@ void importance_bound(const ImportanceBound& p, void* stream) {
 
 void importance_bound_backward(const ImportanceBoundBackward& p, void* stream) {
   with_stored_type(p.plan.dtype, [&](auto type) {
-    using Stored = decltype(type);
-    launch_sum_gradients<Stored, 3>("importance_bound_backward", p.plan, Backward<Stored>{p}, p.grad_input, stream);
+    backward<decltype(type)><<<unsigned(p.plan.outer.rows), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    check_launch("importance_bound_backward");
   });
 }
 
