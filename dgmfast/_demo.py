@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,20 +12,23 @@ from typing import Any
 import click
 
 from dgmfast import _report, _run, data, recipes, train
+from dgmfast._files import make_folder, write_atomically
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel
 
 NAMES = ("vae-digits", "iwae-digits")
 K = 5000
+MARK = "demo.txt"
 
 
 def run(out: Path, progress: bool = True) -> None:
-    """Train, evaluate and draw into `out`, in place of what an earlier demonstration left there.
+    """Train, evaluate and draw into `out`, going on from what an earlier demonstration left there. Nothing is removed.
 
     Raises:
-        InputError: something else is where a run should go, or the disk is full.
+        InputError: `out` holds something else, or the disk is full.
     """
     start = time.perf_counter()
+    _claim(out)
     dataset = data.load("digits")
     test = _run.fixed_split(dataset, "test", binarize=True)
     eager = _eager_log_likelihood()
@@ -49,11 +51,21 @@ def run(out: Path, progress: bool = True) -> None:
     click.echo(f"Figures in {out}/*/{_run.FIGURES}: {figures}. All in {time.perf_counter() - start:.0f} s.")
 
 
+def _claim(out: Path) -> None:
+    """Mark `out` as the demonstration's own, unless it holds something else (InputError)."""
+    mark = out / MARK
+    if mark.is_file():
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something else than an earlier demonstration: choose another --out")
+    make_folder(out)
+    write_atomically(mark, b"Written by `dgmfast demo`, which goes on from what is in this folder.\n")
+
+
 def _trained(folder: Path, name: str, dataset: data.Dataset, progress: bool) -> GenerativeModel:
-    if folder.exists():
-        if any(folder.iterdir()) and not _run.holds_run(folder):
-            raise InputError(f"{folder} holds no earlier demonstration: move it away, or choose another --out")
-        shutil.rmtree(folder)
+    """The model of the run in the folder, trained as far as it is not."""
+    if _run.holds_run(folder):
+        return train.resume(folder, dataset=dataset, progress=progress)
     return train.fit(recipes.get(name), folder, dataset=dataset, progress=progress)
 
 

@@ -1,13 +1,25 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and that are written through no symbolic link."""
 
 from __future__ import annotations
 
+import glob
+import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dgmfast.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @contextmanager
@@ -22,22 +34,93 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file by `content` so that a reader, or the system after a power cut, sees the old file or the new one.
 
+    The content goes to a new file of a random name beside it first; a symbolic link of the name `path` is replaced, not followed.
+
     Raises:
         InputError: the disk is full or the folder cannot be written; the old file is intact and nothing else stays behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a kill leaves, the next write takes over
+    if not path.name:
+        raise InputError(f"cannot write {str(path)!r}: expected the name of a file")
     with disk_errors(path):
+        _remove_left_behind(path)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, NEW, 0o666)
         try:
-            with temporary.open("wb") as file:
+            with open(descriptor, "wb") as file:
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)  # whoever can have the lock knows that the writer is gone
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.fsync(descriptor)
+                if fcntl is not None:
+                    os.replace(temporary, path)  # before the lock ends
+            if fcntl is None:
+                os.replace(temporary, path)
             sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove the temporary files of writers that were killed; those of writers at work are locked."""
+    if fcntl is None:
+        return
+    for name in glob.glob(f".{glob.escape(path.name)}.*.tmp", root_dir=path.parent):
+        with suppress(OSError):
+            descriptor = os.open(path.parent / name, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = os.fstat(descriptor)
+                if status.st_size or status.st_mtime < time.time() - 60.0:  # else of a writer that has no lock yet, perhaps
+                    os.unlink(path.parent / name)
+            finally:
+                os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` of a run unless it is there.
+
+    Raises:
+        InputError: it cannot be made, or `path` is a symbolic link, through which nothing is written.
+    """
+    if path.is_symlink():
+        raise InputError(f"cannot write into {path}: it is a symbolic link; remove it, or put a folder in its place")
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keep out other processes that are `doing` the same with the folder, as long as the block runs.
+
+    Raises:
+        InputError: another process has the lock.
+    """
+    if fcntl is None:
+        yield
+        return
+    with disk_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is {doing} {folder}: wait until it is done") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """json.loads, whose only error is ValueError, also for lists nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects nested too deeply") from None
 
 
 def sync_folder(folder: Path) -> None:

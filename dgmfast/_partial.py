@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,8 @@ class Partial:
         self.start = self.saved_at = time.monotonic()
         self.seconds = 0.0  # of earlier sessions
 
-    def load(self, points: int, device: torch.device) -> Rows:
-        """The rows that are done, with P = `points` states each; none where there is no file.
+    def load(self, points: int, device: torch.device, most: int) -> Rows:
+        """The rows that are done, at most `most`, with P = `points` states each; none where there is no file.
 
         Raises:
             InputError: the file is damaged.
@@ -41,9 +42,19 @@ class Partial:
         try:
             with np.load(io.BytesIO(self.path.read_bytes())) as file:
                 states, pareto_k = (torch.from_numpy(file[name]).to(device) for name in ("states", "pareto_k"))
-                if file["key"].item() != self.key or states.shape != (len(pareto_k), points, 5):
+                if file["key"].item() != self.key or states.shape != (len(pareto_k), points, 5) or len(pareto_k) > most:
                     raise ValueError("other settings")
-                self.seconds = float(file["seconds"])
+                if states.dtype != torch.float64 or pareto_k.dtype != torch.float64:
+                    raise ValueError(f"states of {states.dtype} and pareto_k of {pareto_k.dtype}")
+                counts = states[..., 4]
+                if not states.isfinite().all() or not ((counts >= 1) & (counts == counts.round())).all():
+                    raise ValueError("states that no weights have")
+                if pareto_k.isinf().any():
+                    raise ValueError("an infinite pareto_k")
+                seconds = float(file["seconds"])
+                if not 0.0 <= seconds < math.inf:
+                    raise ValueError(f"{seconds} seconds")
+                self.seconds = seconds
         except Exception as error:  # numpy raises almost anything on a damaged archive
             raise InputError(f"{self.path}: expected the rows of an interrupted evaluation; got {error}: remove it") from error
         return Rows([states], [pareto_k])

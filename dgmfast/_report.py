@@ -115,7 +115,7 @@ def _rows(
     model: GenerativeModel, x: Tensor, y: Label, sampling: Sampling, first_row: int, kept: Partial | None, show: bool
 ) -> Rows:
     """The results of this process's rows, some of them perhaps kept from an interrupted evaluation."""
-    rows = Rows() if kept is None else kept.load(len(sampling.points), x.device)
+    rows = Rows() if kept is None else kept.load(len(sampling.points), x.device, len(x))
     if len(rows) and show:
         print(f"continuing after {len(rows)} of {len(x)} rows", file=sys.stderr)
     with progress_bar(len(x) * sampling.k, show and sys.stderr.isatty(), len(rows) * sampling.k) as bar:

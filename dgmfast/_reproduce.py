@@ -13,10 +13,11 @@ from typing import Any
 
 from dgmfast import _classify, _report, _run, baselines, data, models, recipes, train
 from dgmfast._distributed import resolve_device
-from dgmfast._files import write_atomically
+from dgmfast._files import parse_json, write_atomically
 from dgmfast._published import TABLES, Number, Row, Table
 from dgmfast.errors import InputError
 from dgmfast.models.base import Label
+from dgmfast.plots._log import read_metrics
 from dgmfast.recipes import Recipe
 from dgmfast.recipes._recipe import unknown
 
@@ -131,7 +132,7 @@ def _model(
     """Train and evaluate a run, as far as that is not done."""
     _train(recipe, folder, dataset, options)
     trained = _run.open_run(folder, resolve_device(options.device))
-    records = [json.loads(line) for line in (folder / _run.METRICS).read_text().splitlines()]
+    records = read_metrics(folder / _run.METRICS)
     result: dict[str, Any] = {"seed": recipe.seed, "epochs": trained.epoch}
     result["train_seconds"] = round(sum(record["seconds"] for record in records), 3)
     start = time.perf_counter()
@@ -151,7 +152,7 @@ def _train(recipe: Recipe, folder: Path, dataset: data.Dataset, options: Options
     if not _run.holds_run(folder):
         train.fit(recipe, folder, **how)
         return
-    stored = Recipe.from_dict(json.loads(_run.load_state(folder)["recipe"]))
+    stored = _run.stored_recipe(folder, _run.load_state(folder))
     changed = _changed(stored, recipe)
     if changed:
         raise InputError(f"{folder} holds a run with another {', '.join(changed)}: choose another --out, or remove it")
@@ -207,7 +208,7 @@ def _measured(folder: Path, settings: Mapping[str, Any], measure: Callable[[], d
     """
     path, key = folder / MEASURED, json.dumps(settings, sort_keys=True)
     try:
-        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        known: dict[str, dict[str, Any]] = parse_json(path.read_text()) if path.exists() else {}
         if key in known:
             return dict(known[key])
     except (OSError, ValueError, TypeError) as error:

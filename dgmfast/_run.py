@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
 import warnings
 import zipfile
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C, data, models
-from dgmfast._files import write_atomically
+from dgmfast._files import make_folder, parse_json, write_atomically
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel
 from dgmfast.recipes import Recipe
@@ -72,6 +73,12 @@ def warn_if_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
+def figures_folder(folder: Path) -> Path:
+    """The folder of a run's figures, made where there is none (InputError)."""
+    make_folder(folder / FIGURES)
+    return folder / FIGURES
+
+
 def holds_run(folder: Path) -> bool:
     """Whether a run was begun in the folder."""
     metrics = folder / METRICS  # a run killed before its first checkpoint leaves it empty
@@ -107,11 +114,60 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a whole checkpoint; got a damaged file ({type(error).__name__}: {reason})") from error
     if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
         raise InputError(f"{path}: expected a checkpoint of dgmfast; got something else")
-    if state["format"] != FORMAT:
-        raise InputError(f"{path}: expected checkpoint format {FORMAT}; got {state['format']}, of another version of dgmfast")
+    if type(state["format"]) is not int or state["format"] != FORMAT:
+        got = f"{state['format']!r:.50}"
+        raise InputError(f"{path}: expected checkpoint format {FORMAT}; got {got}, of another version of dgmfast")
+    _check_state(path, state)
     if state["digest"] != tensor_digest({name: value for name, value in state.items() if name not in ("format", "digest")}):
         raise InputError(f"{path}: expected a whole checkpoint; got a damaged file (bad digest of the tensors)")
     return state
+
+
+def stored_recipe(folder: Path, state: dict[str, Any]) -> Recipe:
+    """The recipe in a checkpoint.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return Recipe.from_dict(parse_json(state["recipe"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / STATE}: expected the settings of a run; got {error}") from error
+
+
+def _check_state(path: Path, state: dict[str, Any]) -> None:
+    """Raise InputError unless every field of a checkpoint has the type that it was saved with."""
+    wrong = [name for name in ("epoch", "step", "metrics_bytes") if type(state[name]) is not int or state[name] < 0]
+    wrong += [name for name in ("recipe", "digest") if not isinstance(state[name], str)]
+    environment, model, optimizer = state["environment"], state["model"], state["optimizer"]
+    if not isinstance(environment, dict) or not all(isinstance(value, (str, int)) for value in environment.values()):
+        wrong.append("environment")
+    if not _plain_tensors(model):
+        wrong.append("model")
+    entries = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if not isinstance(entries, dict) or not all(_plain_tensors(entry) for entry in entries.values()):
+        wrong.append("optimizer")
+    if wrong:
+        raise InputError(f"{path}: expected a checkpoint of dgmfast; got other values of {' and '.join(wrong)}")
+
+
+def _plain_tensors(values: Any) -> bool:
+    """Whether this is a dict of tensors whose memory is what it seems."""
+    return isinstance(values, dict) and all(isinstance(t, Tensor) and t.layout == torch.strided for t in values.values())
+
+
+def check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise InputError unless the tensors `found` in a file are those `expected`: names, shapes and dtypes, all finite."""
+    for name in [*expected, *found]:
+        if name not in found or name not in expected:
+            got = "none" if name not in found else "one"
+            raise InputError(f"{path}: expected the parameters of this run's model; got {got} called {name}")
+        value, own = found[name], expected[name]
+        if value.shape != own.shape or value.dtype != own.dtype:
+            told = f"{own.dtype} {list(own.shape)}; got {value.dtype} {list(value.shape)}"
+            raise InputError(f"{path}: expected the parameters of this run's model, {name} of {told}")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: expected finite parameters; got {name} with a value that is not")
 
 
 def tensor_digest(state: Any) -> str:
@@ -159,14 +215,26 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
     if missing:
         raise InputError(f"{folder} is not the folder of a run: there is no {' and no '.join(missing)} in it")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = parse_json((folder / CONFIG).read_text())
         recipe = Recipe.from_dict(config["recipe"])
-        image_shape = tuple(config["image_shape"]) if config["image_shape"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / CONFIG}: expected the settings of a run; got {error}") from error
+        image_shape = _shape(config["image_shape"], None if config.get("pixels") else recipe.model.get("x_dim"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{folder / CONFIG}: expected the settings of a run; got {reason}") from error
     model = create_model(recipe)
     epoch = _import(folder / EXPORT, model)
     return Run(folder, recipe, model.to(device).eval(), image_shape, epoch)
+
+
+def _shape(value: Any, size: Any) -> tuple[int, int, int] | None:
+    """The image shape (C, H, W) of `size` numbers that is stored as `value`."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 3 or any(type(n) is not int or n < 1 for n in value):
+        raise ValueError(f"an image_shape that is not [C, H, W], {value!r:.60}")
+    if type(size) is int and math.prod(value) != size:
+        raise ValueError(f"an image_shape {value} that is not of {size} numbers, model.x_dim")
+    return value[0], value[1], value[2]
 
 
 def _import(path: Path, model: GenerativeModel) -> int:
@@ -174,11 +242,16 @@ def _import(path: Path, model: GenerativeModel) -> int:
 
     try:
         with safe_open(path, framework="pt") as file:
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return int((file.metadata() or {}).get("epoch", 0))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("epoch", "0")
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: expected the parameters of this run's model; got {reason}") from error
+    check_tensors(path, tensors, model.state_dict())
+    model.load_state_dict(tensors)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InputError(f"{path}: expected the number of epochs that were trained; got {text!r:.50}")
+    return int(text)
 
 
 def create_model(recipe: Recipe) -> GenerativeModel:

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+# how to get what only the command line needs, from source and from an index
+INSTALL = "install it with `make install` in dgmfast's source tree, or `pip install --no-build-isolation '.[train]'` there"
+
 
 class InputError(ValueError):
     """Bad input: names the argument or file, what was expected, and what came."""

@@ -32,7 +32,7 @@ from dgmfast._files import disk_errors
 from dgmfast._labelled import LabelledRows
 from dgmfast._logs import Metrics, Progress
 from dgmfast._seeds import derive_seed
-from dgmfast.errors import InputError
+from dgmfast.errors import InputError, check_count
 from dgmfast.models.base import GenerativeModel, LabelModel
 from dgmfast.objectives import Objective
 from dgmfast.recipes import Recipe, Schedule
@@ -51,15 +51,15 @@ def fit(
     dataset: data.Dataset | None = None,
     data_dir: str | Path | None = None,
     device: str = "cpu",
-    checkpoint_every: int = 10,
-    checkpoint_minutes: float = 10.0,
+    checkpoint_every: int | None = None,
+    checkpoint_minutes: float = 1.0,
     progress: bool = True,
     figures: bool = True,
 ) -> GenerativeModel:
     """Train the model of `recipe` in a new run folder and return it, ready for evaluation.
 
-    dataset: what to train on instead of reading `recipe.data` from `data_dir`. A checkpoint is written at the start, after every
-    `checkpoint_every` epochs, at the end of an epoch `checkpoint_minutes` after the last one, and at the end.
+    dataset: what to train on instead of reading `recipe.data` from `data_dir`. A checkpoint is written at the start, at the end,
+    after every `checkpoint_every` epochs if that is given, and at the end of an epoch `checkpoint_minutes` after the last one.
 
     Raises:
         InputError: the folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
@@ -96,8 +96,8 @@ def resume(
     dataset: data.Dataset | None = None,
     data_dir: str | Path | None = None,
     device: str = "cpu",
-    checkpoint_every: int = 10,
-    checkpoint_minutes: float = 10.0,
+    checkpoint_every: int | None = None,
+    checkpoint_minutes: float = 1.0,
     progress: bool = True,
     figures: bool = True,
 ) -> GenerativeModel:
@@ -112,7 +112,7 @@ def resume(
     options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
     with _session(options) as group:
         state = group.from_first(lambda: _run.load_state(options.folder))
-        recipe = _continued(Recipe.from_dict(json.loads(state["recipe"])), changes or {}, state["epoch"])
+        recipe = _continued(_run.stored_recipe(options.folder, state), changes or {}, state["epoch"])
         dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
         return _Training(recipe, dataset, group, options, state).run()
 
@@ -139,9 +139,11 @@ def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe
 class _Options:
     """How to train, as far as the trained parameters do not depend on it."""
 
-    def __init__(self, folder: Path, device: str, every: int, minutes: float, progress: bool, figures: bool) -> None:
-        if every < 1 or not minutes > 0.0:
-            raise InputError(f"checkpoint_every must be at least 1 and checkpoint_minutes above 0; got {every} and {minutes}")
+    def __init__(self, folder: Path, device: str, every: int | None, minutes: float, progress: bool, figures: bool) -> None:
+        if every is not None:
+            check_count("train", "checkpoint_every", every)
+        if not minutes > 0.0:
+            raise InputError(f"checkpoint_minutes must be above 0; got {minutes}")
         self.folder, self.device = folder, resolve_device(device)
         self.every, self.seconds, self.progress, self.figures = every, 60.0 * minutes, progress, figures
 
@@ -174,6 +176,7 @@ class _Training:
         self.bound_x, self.bound_labels = fixed.x.to(options.device), fixed.y
         self.error_name = f"{split}_error"
         if state is not None:
+            _run.check_tensors(options.folder / _run.STATE, state["model"], model.state_dict())
             model.load_state_dict(state["model"])
         else:
             _run.start(model, recipe, self.x)
@@ -188,7 +191,7 @@ class _Training:
         self.epoch, self.step, self.metrics_bytes = 0, 0, 0
         self.environment = _run.environment(options.device, group.size)
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            _load_optimizer(self.optimizer, list(model.parameters()), state["optimizer"]["state"], options.folder / _run.STATE)
             self.epoch, self.step, self.metrics_bytes = state["epoch"], state["step"], state["metrics_bytes"]
             if group.rank == 0:
                 _run.warn_if_changed(state["environment"], self.environment)
@@ -210,7 +213,7 @@ class _Training:
         folder = self.options.folder
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with Metrics(folder, self.metrics_bytes, self.epoch) as metrics:
+        with Metrics(folder, self.metrics_bytes, self.epoch, self.step) as metrics:
             if not self.resumed:
                 self._save_state(metrics)  # before the other files, so that a folder with any of them can be resumed
             _run.write_config(folder, self.recipe, self.environment, self.dataset)
@@ -234,7 +237,8 @@ class _Training:
             record = self._train_epoch(bar)
             metrics.append(record)
             bar.epoch(record)
-            due = self.epoch % self.options.every == 0 or self.epoch == self.recipe.epochs
+            every = self.options.every
+            due = (every is not None and self.epoch % every == 0) or self.epoch == self.recipe.epochs
             if due or time.monotonic() - saved_at >= self.options.seconds:
                 self._save_state(metrics)
                 _run.export(self.options.folder, self.model.state_dict(), self.epoch)
@@ -346,6 +350,22 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
         }
         _run.save_state(self.options.folder, state)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[Any, Any], path: Path) -> None:
+    """Load Adam's moments, checked: its fused kernel trusts their shapes. All else about it follows from the recipe."""
+    for index, entry in state.items():
+        if type(index) is not int or not 0 <= index < len(parameters) or entry.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise InputError(f"{path}: expected the moments of {len(parameters)} parameters; got others, of {index!r:.30}")
+        own = parameters[index]
+        for name, value in entry.items():
+            shape, dtype = (torch.Size(), torch.float32) if name == "step" else (own.shape, own.dtype)
+            if value.shape != shape or value.dtype != dtype:
+                told = f"{dtype} {list(shape)}; got {value.dtype} {list(value.shape)}"
+                raise InputError(f"{path}: expected {name} of parameter {index} of {told}")
+            if not value.isfinite().all() or (name != "exp_avg" and bool((value < 0).any())):
+                raise InputError(f"{path}: expected a finite {name} of parameter {index}, and none below 0 but exp_avg")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:

@@ -397,7 +397,7 @@ def link_cases() -> Iterator[Case]:
         "evaluation.csv",
         "evaluation.npz",
     ]
-    files += ["classification.json", "classification.csv", "samples.png", "samples.npz", "figures", "comparison"]
+    files += ["classification.json", "classification.csv", "samples.png", "samples.npz", "figures"]
     for command, arguments in COMMANDS.items():
         for file in files:
 
@@ -407,7 +407,7 @@ def link_cases() -> Iterator[Case]:
                     shutil.rmtree(folder / file)
                 if (folder / file).exists():
                     (folder / file).rename(target)
-                elif file in ("figures", "comparison"):
+                elif file == "figures":
                     target.mkdir()
                     (target / "precious").write_text("of somebody else")
                 else:

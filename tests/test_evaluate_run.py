@@ -199,13 +199,13 @@ def test_rows_are_kept_now_and_then(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(_partial.time, "monotonic", lambda: now[0])
     kept = _partial.Partial(tmp_path, {"k": 3})
-    rows = _partial.Rows([torch.zeros(2, 1, 5)], [torch.zeros(2)])
+    rows = _partial.Rows([torch.ones(2, 1, 5, dtype=torch.float64)], [torch.zeros(2, dtype=torch.float64)])
     kept.save_sometimes(rows)
     assert not kept.path.exists()
     now[0] += _partial.SAVE_SECONDS
     kept.save_sometimes(rows)
     again = _partial.Partial(tmp_path, {"k": 3})
-    assert len(again.load(1, torch.device("cpu"))) == 2 and again.seconds == _partial.SAVE_SECONDS
+    assert len(again.load(1, torch.device("cpu"), 2)) == 2 and again.seconds == _partial.SAVE_SECONDS
 
 
 # ---------------------------------------------------------------- two processes

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgmfast import _classify, _report, _run, data, models
 from dgmfast._distributed import process_group, resolve_device
-from dgmfast._files import write_atomically
+from dgmfast._files import locked, write_atomically
 from dgmfast.cli._group import DATA_DIR, DEVICE, RUN, THREADS, click, is_main
 from dgmfast.errors import InputError
 from dgmfast.models.base import Label
@@ -81,6 +81,7 @@ def evaluate(
         y = _label(labels, fixed.y, limit, f"{name} {split}")
         y = y.to(place) if isinstance(y, Tensor) else y
     with process_group(place, PATIENCE) as group:
+        group.from_first(lambda: click.get_current_context().with_resource(locked(folder, "evaluating")))
         settings |= {"test_seed": _run.TEST_SEED, "environment": _run.environment(place, group.size)}
         kept_for = {"model settings": run.recipe.model, "environment": {**settings["environment"], "threads": None}}
         try:
@@ -109,7 +110,7 @@ def _finish(folder: Path, settings: dict[str, Any], result: _report.Bounds, stem
     if figures:
         from dgmfast import plots
 
-        files += f", curves in {plots.log_likelihood(result.last, folder / _run.FIGURES / f'{stem}.png')}"
+        files += f", curves in {plots.log_likelihood(result.last, _run.figures_folder(folder) / f'{stem}.png')}"
     click.echo(f"L_{settings['k']} took {result.seconds:.1f} s{used}; per-row values are in {files}")
 
 
@@ -151,11 +152,12 @@ def classify(
     from dgmfast import plots
 
     run = _run.open_run(folder, resolve_device(device))
+    click.get_current_context().with_resource(locked(folder, "classifying"))
     result = _classify.classify(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by, grey)
     told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
     levels = ", grey levels" if grey else ""
     click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}{levels}, by {result.by}: {told}")
-    figure = plots.confusion_matrix(result.confusion, folder / _run.FIGURES / "confusion.png", title=told.capitalize())
+    figure = plots.confusion_matrix(result.confusion, _run.figures_folder(folder) / "confusion.png", title=told.capitalize())
     settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split}
     settings |= {"samples": samples, "seed": seed, "grey": grey}
     _classify.write_summary(folder / "classification.json", settings, result)

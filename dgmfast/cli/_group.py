@@ -12,12 +12,14 @@ from typing import Any
 try:
     import click
 except ImportError:  # an extra, like all that only the command line needs
-    sys.stderr.write("Error: the command line needs the extra `train`: pip install 'dgmfast[train]'\n")
+    from dgmfast.errors import INSTALL
+
+    sys.stderr.write(f"Error: the command line needs click, of the extra dgmfast[train]: {INSTALL}\n")
     raise SystemExit(2) from None
 import torch
 
 from dgmfast import __version__
-from dgmfast.errors import out_of_memory
+from dgmfast.errors import INSTALL, out_of_memory
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -41,7 +43,7 @@ class OneLineErrors(click.Group):
             except (click.Abort, KeyboardInterrupt):
                 code = INTERRUPTED
             except ImportError as error:
-                code = _fail(f"{error}; the command line needs the extra `train`: pip install 'dgmfast[train]'")
+                code = _fail(f"{error}, of the extra dgmfast[train]: {INSTALL}")
             except (OSError, ValueError, TypeError, MemoryError) as error:
                 code = _fail(str(error) or type(error).__name__)
             except RuntimeError as error:

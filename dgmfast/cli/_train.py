@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dgmfast import _run, recipes, train
+from dgmfast._files import parse_json
 from dgmfast.cli._group import DATA_DIR, DEVICE, THREADS, click, is_main
 from dgmfast.errors import InputError
 
@@ -26,8 +26,10 @@ from dgmfast.errors import InputError
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting, such as model.latent=[100,50].")
 @DEVICE
 @THREADS
-@click.option("--checkpoint-every", type=int, default=10, show_default=True, help="Epochs between two checkpoints.")
-@click.option("--checkpoint-minutes", type=float, default=10.0, show_default=True, help="Most minutes between two checkpoints.")
+@click.option("--checkpoint-every", type=int, help="Write a checkpoint after every so many epochs, too.")
+@click.option(
+    "--checkpoint-minutes", type=float, default=1.0, show_default=True, help="After an epoch, so long after the last one."
+)
 @click.option("--progress/--no-progress", default=True)
 @click.option("--figures/--no-figures", default=True, help="Draw figures at the end.")
 def train_command(
@@ -81,7 +83,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise InputError(f"--set takes NAME=VALUE, such as model.latent=[100,50]; got {text!r}")
         try:
-            changes[path.strip()] = json.loads(value)
+            changes[path.strip()] = parse_json(value)
         except ValueError:
             changes[path.strip()] = value
     return changes

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ MIRRORS = (
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 3  # per mirror and file; each continues where the one before was cut
 CHUNK = 1 << 16
+MOST_SECONDS = 3600.0  # of one transfer: a server may send a byte now and then
+MOST_BYTES = 1 << 26  # of a file of MNIST, whose largest has 10 MB; inflated, 47 MB
 
 
 class _MirrorFailure(Exception):
@@ -106,11 +109,15 @@ def _receive(url: str, part: Path, progress: bool) -> bool:
         return True
     part.parent.mkdir(parents=True, exist_ok=True)
     length = response.headers.get("Content-Length", "")
-    left = int(length) if length.isdecimal() else None
+    left = int(length) if length.isascii() and length.isdecimal() and len(length) < 18 else None
+    if offset + (left or 0) > MOST_BYTES or (left is None and length):
+        raise _MirrorFailure(f"expected at most {MOST_BYTES} bytes; the server announces {length:.30}")
     total = None if left is None else offset + left
     size = offset
     with response, part.open("ab" if offset else "wb") as file, _bar(progress, part.stem, offset, total) as bar:
         for chunk in _chunks(response, left):
+            if size + len(chunk) > MOST_BYTES:
+                raise _MirrorFailure(f"expected at most {MOST_BYTES} bytes; the server sends more")
             file.write(chunk)
             size += len(chunk)
             if bar is not None:
@@ -141,7 +148,10 @@ def _open(url: str, offset: int) -> tuple[http.client.HTTPResponse | None, int]:
 
 def _chunks(response: http.client.HTTPResponse, left: int | None) -> Iterator[bytes]:
     """The `left` bytes of an answer, or all; only a failure of the network, not of the disk, becomes _Interrupted."""
+    end = time.monotonic() + MOST_SECONDS
     while left is None or left > 0:
+        if time.monotonic() > end:
+            raise _Interrupted(f"no end after {MOST_SECONDS:.0f} seconds")
         try:
             chunk = response.read1(CHUNK)  # read would lose what came before a timeout
         except (OSError, http.client.HTTPException) as error:

@@ -13,6 +13,7 @@ from dgmfast.errors import InputError
 
 UNSIGNED_BYTE = 0x08
 MAX_DIMENSIONS = 32  # of a numpy array before numpy 2
+MOST_BYTES = 1 << 28  # of an idx file, unzipped: the largest of MNIST has 47 MB
 
 
 def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray:
@@ -22,7 +23,7 @@ def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
     """
     path = Path(path)
-    raw = read_unzipped(path)
+    raw = read_unzipped(path, MOST_BYTES)
     shape = _shape(path, raw)
     header = 4 + 4 * len(shape)
     expected = header + math.prod(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgmfast._files import parse_json
 from dgmfast._run import CONFIG
 from dgmfast.data import Dataset, full_images, load
 from dgmfast.errors import InputError
@@ -77,7 +77,7 @@ def layout_of_run(folder: str | Path, recipe: Recipe, data_dir: str | Path | Non
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_text())
         shape = config.get("image_shape") or config.get("full_shape")
         pixels = torch.tensor(config["pixels"]) if config.get("pixels") else None
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgmfast._files import parse_json
 from dgmfast._run import CONFIG, METRICS
 from dgmfast.errors import InputError
 from dgmfast.recipes import Recipe
@@ -39,14 +39,30 @@ def read_metrics(path: str | Path) -> list[Record]:
     """
     try:
         whole, _, _ = Path(path).read_text().rpartition("\n")
-        records = [json.loads(line) for line in whole.splitlines()]
-        if not all(isinstance(record, dict) and isinstance(record.get("epoch"), int) for record in records):
-            raise ValueError("a line that is none")
+        records = [_record(i, line) for i, line in enumerate(whole.splitlines(), 1)]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected one JSON object per epoch; got {error}") from error
     if not records:
         raise InputError(f"{path}: expected one JSON object per epoch; got an empty file")
     return records
+
+
+def _record(number: int, line: str) -> Record:
+    """Line `number` of metrics.jsonl: epoch, and else finite numbers, nothing, or the KL of each unit by layer."""
+    record = parse_json(line)
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int or record["epoch"] < 1:
+        raise ValueError(f"line {number} without an epoch")
+    units = record.get("kl_units") or {}
+    if not isinstance(units, dict) or not all(isinstance(kl, list) and all(map(_finite, kl)) for kl in units.values()):
+        raise ValueError(f"line {number} with other kl_units than lists of numbers by layer")
+    wrong = [name for name, value in record.items() if name != "kl_units" and value is not None and not _finite(value)]
+    if wrong:
+        raise ValueError(f"line {number} with a {wrong[0]} that is no finite number")
+    return record
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def read_recipe(folder: str | Path) -> Recipe:
@@ -57,7 +73,7 @@ def read_recipe(folder: str | Path) -> Recipe:
     """
     path = Path(folder) / CONFIG
     try:
-        return Recipe.from_dict(json.loads(path.read_text())["recipe"])
+        return Recipe.from_dict(parse_json(path.read_text())["recipe"])
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not the folder of a run: there is no {CONFIG} in it") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,12 +92,27 @@ def read_run(folder: str | Path) -> RunLog:
     evaluation: dict[str, Any] = {}
     if path.exists():
         try:
-            evaluation = json.loads(path.read_text())
-            if not isinstance(evaluation, dict) or not all("nats" in bound for bound in evaluation["bounds"].values()):
-                raise ValueError("something else")
+            evaluation = parse_json(path.read_text())
+            _check_evaluation(evaluation)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: expected the bounds that `dgmfast evaluate` writes; got {error}") from error
     return RunLog(folder, recipe, records, evaluation)
+
+
+def _check_evaluation(evaluation: Any) -> None:
+    """Raise ValueError unless this is what `dgmfast evaluate` writes, as far as figures read it."""
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("bounds"), dict):
+        raise ValueError("no bounds")
+    for name, bound in evaluation["bounds"].items():
+        number = name.removeprefix("L_")
+        if not (name.startswith("L_") and number.isascii() and number.isdecimal() and len(number) < 12):
+            raise ValueError(f"a bound called {name!r:.30}")
+        if not isinstance(bound, dict) or not _finite(bound.get("nats")):
+            raise ValueError(f"a bound {name} without a finite number of nats")
+    if not isinstance(evaluation.get("split"), str) or not isinstance(evaluation.get("labels"), (str, type(None))):
+        raise ValueError("no split, or labels that are no text")
+    if type(evaluation.get("rows", 1)) is not int or evaluation.get("rows", 1) < 1:
+        raise ValueError(f"rows of {evaluation['rows']!r:.30}")
 
 
 def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:

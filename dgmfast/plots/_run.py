@@ -30,7 +30,7 @@ def draw_run(folder: Path, model: GenerativeModel, split: Split, dataset: Datase
 
     Of images only where the rows are images, of classes only for a model with a label, of the training where its log is there.
     """
-    out = folder / _run.FIGURES
+    out = _run.figures_folder(folder)
     recipe = read_recipe(folder) if (folder / _run.CONFIG).exists() else None
     if isinstance(model, Potential):
         drawn = [potential(model, out / "potential.png", seed=seed)]
