@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dgmfast.errors import InputError
+from dgmfast.errors import InputError, ToldElsewhere
 from dgmfast.nn import RowBatchNorm
 from dgmfast.objectives import Objective
 
 T = TypeVar("T")
+MEETING = "DGMFAST_RENDEZVOUS_SECONDS"  # the environment variable of how long processes wait for each other at the beginning
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Group:
                 answer[1] = str(error)
         dist.broadcast_object_list(answer)
         if answer[1] is not None:
-            raise InputError(answer[1])
+            raise (InputError if self.rank == 0 else ToldElsewhere)(answer[1])
         result: T = answer[0]
         return result
 
@@ -67,9 +69,9 @@ class Group:
             error = str(raised)
         told: list[str | None] = [None] * self.size
         dist.all_gather_object(told, error)
-        for message in told:
+        for rank, message in enumerate(told):
             if message is not None:
-                raise InputError(message)
+                raise (InputError if self.rank == rank else ToldElsewhere)(message)
         return result  # type: ignore[return-value]
 
     def gather(self, part: Tensor, rows: int) -> Tensor:
@@ -80,16 +82,76 @@ class Group:
         return self.sum(whole)
 
 
+def place() -> tuple[int, int]:
+    """(rank, number of processes), from the environment that torchrun sets; without WORLD_SIZE, RANK is somebody else's.
+
+    Raises:
+        InputError: a variable that is missing or not what it should be.
+    """
+    size = _whole("WORLD_SIZE", 1)
+    if size == 1:
+        return 0, 1
+    rank = _whole("RANK", 0)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} must be set where WORLD_SIZE is {size}, as torchrun does; got nothing")
+    if rank >= size:
+        raise InputError(f"RANK must be below WORLD_SIZE, {size}; got {rank}")
+    _whole("MASTER_PORT", 1)
+    return rank, size
+
+
+def _whole(name: str, least: int) -> int:
+    """The whole number in an environment variable; `least` where there is none."""
+    text = os.environ.get(name) or str(least)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise InputError(f"{name} in the environment must be a whole number of at least {least}; got {text!r:.50}")
+    return int(text)
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all."""
+    try:
+        return place()[0] == 0
+    except InputError:
+        return True
+
+
+def tells(error: BaseException, message: str) -> str | None:
+    """The line in which this process tells an error; None where another process tells it.
+
+    What happens in several processes alike is told by the first of them that gets to the store of torchrun.
+    """
+    try:
+        rank, size = place()
+    except InputError:
+        return f"Error: {message}"
+    if isinstance(error, ToldElsewhere):
+        return None
+    if size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        with suppress(RuntimeError, ValueError):
+            wait = timedelta(seconds=3)
+            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False, wait)
+            if store.add(f"dgmfast/told/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}", 1) > 1:
+                return None
+    return f"Error in process {rank} of {size}: {message}" if rank > 0 else f"Error: {message}"
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether this is how torch says that another process is gone."""
+    return place()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error))
+
+
 @contextmanager
 def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[Group]:
     """The group that torchrun's environment describes: gloo on CPU, nccl on CUDA; patience: of one process with another."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = place()
     if size == 1 or dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    _meet("nccl" if device.type == "cuda" else "gloo", rank, size, patience)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
@@ -98,6 +160,21 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
     finally:
         gc.collect()  # a DistributedDataParallel, which is a reference cycle, aborts the process if it outlives its group
         dist.destroy_process_group()
+
+
+def _meet(backend: str, rank: int, size: int, patience: timedelta | None) -> None:
+    """Begin the group, or raise InputError if the processes do not find each other."""
+    wait = timedelta(seconds=_whole(MEETING, 1) if os.environ.get(MEETING) else 60)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+        dist.init_process_group(backend, store=dist.PrefixStore("dgmfast", store), rank=rank, world_size=size, timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).split("\n")[0][:200]
+        raise InputError(
+            f"expected {size} processes (WORLD_SIZE) to meet at {address} (MASTER_ADDR, MASTER_PORT), with one RANK each, within "
+            f"{wait.total_seconds():.0f} seconds ({MEETING}); got {reason}"
+        ) from error
 
 
 def resolve_device(name: str) -> torch.device:

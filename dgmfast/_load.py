@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,11 +12,27 @@ _BUILD = "pip install --no-build-isolation ."
 
 
 def load() -> ModuleType:
-    """Import dgmfast._C.
+    """Import dgmfast._C; on the command line, an error is told in one line, and the process ends with code 2.
 
     Raises:
         ImportError: torch is missing, the extension is not built, was built for another torch, or is shadowed by a source tree.
     """
+    try:
+        return _load()
+    except ImportError as error:
+        if not _is_command():
+            raise
+        sys.stderr.write(f"Error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def _is_command() -> bool:
+    """Whether this process is the command `dgmfast` or `python -m dgmfast`."""
+    command = getattr(sys, "orig_argv", [])
+    return Path(sys.argv[0] if sys.argv else "").stem == "dgmfast" or command[1:3] == ["-m", "dgmfast"]
+
+
+def _load() -> ModuleType:
     try:
         import torch
     except ImportError as error:

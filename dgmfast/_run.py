@@ -85,6 +85,17 @@ def holds_run(folder: Path) -> bool:
     return (folder / STATE).exists() or (folder / CONFIG).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
+def never_trained(folder: Path) -> bool:
+    """Whether the run in the folder never finished an epoch, so that another may begin in its place."""
+    metrics = folder / METRICS
+    if not (folder / STATE).is_file() or (metrics.exists() and metrics.stat().st_size > 0):
+        return False
+    try:
+        return bool(load_state(folder)["epoch"] == 0)
+    except InputError:
+        return False
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write state.pt, whole or not at all (InputError)."""
     buffer = io.BytesIO()  # torch.save to a full disk would raise an error without its reason

@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Bad input: names the argument or file, what was expected, and what came."""
 
 
+class ToldElsewhere(InputError):
+    """The InputError of another process, which tells it."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch has a class for it on CUDA only; its CPU allocator words it by the system."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -68,7 +68,7 @@ def fit(
     with _session(options) as group:
 
         def check_folder() -> None:
-            if _run.holds_run(options.folder):
+            if _run.holds_run(options.folder) and not _run.never_trained(options.folder):
                 raise InputError(f"{folder} holds a run already: continue it with --resume, or name another folder")
 
         group.from_first(check_folder)
@@ -170,6 +170,11 @@ class _Training:
         self.x = unlabelled.to(options.device)
         self.batch_size = recipe.batch_size - (recipe.labelled_batch if self.labelled else 0)
         _check_last_batch(model, len(self.x), self.batch_size, group)
+        if self.labelled is not None and _normalises(model) and recipe.labelled_batch < 2 * group.size:
+            raise InputError(
+                "batch normalisation needs two labelled rows per process in every batch; "
+                f"got labelled_batch {recipe.labelled_batch} for {group.size} process{'es' if group.size > 1 else ''}"
+            )
         split = "test" if dataset.valid is None else "valid"
         self.bound_name = f"{split}_elbo"
         fixed = _run.fixed_split(dataset, split, recipe.binarize)
@@ -368,10 +373,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _normalises(model: GenerativeModel) -> bool:
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:
     last = rows % batch_size or min(rows, batch_size)
-    normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normalised and last < 2 * group.size:
+    if _normalises(model) and last < 2 * group.size:
         raise InputError(
             "batch normalisation needs two rows per process in every batch, "
             f"but {rows} rows in batches of {batch_size} leave {last}; choose another batch_size"

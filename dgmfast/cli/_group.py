@@ -18,10 +18,13 @@ except ImportError:  # an extra, like all that only the command line needs
     raise SystemExit(2) from None
 import torch
 
-from dgmfast import __version__
+from dgmfast import __version__, _distributed
+from dgmfast._distributed import is_main as is_main
 from dgmfast.errors import INSTALL, out_of_memory
 
 USER_ERROR, INTERRUPTED = 2, 130
+LONGEST = 1000  # letters of an error
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with tens of thousands, OpenMP ends in a segmentation fault
 
 
 class OneLineErrors(click.Group):
@@ -39,29 +42,30 @@ class OneLineErrors(click.Group):
                 error.show()
                 code = error.exit_code
             except click.ClickException as error:
-                code = _fail(error.format_message())
+                code = _fail(error, error.format_message())
             except (click.Abort, KeyboardInterrupt):
                 code = INTERRUPTED
             except ImportError as error:
-                code = _fail(f"{error}, of the extra dgmfast[train]: {INSTALL}")
+                code = _fail(error, f"{error}, of the extra dgmfast[train]: {INSTALL}")
             except (OSError, ValueError, TypeError, MemoryError) as error:
-                code = _fail(str(error) or type(error).__name__)
+                code = _fail(error, str(error) or type(error).__name__)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                first = str(error).split("\n")[0]
+                if out_of_memory(error):
+                    code = _fail(error, f"out of memory: {first}")
+                elif _distributed.lost(error):
+                    code = _fail(error, f"another process is gone, or does not answer: {first}")
+                else:
                     raise
-                code = _fail(f"out of memory: {str(error).splitlines()[0]}")
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> int:
-    if is_main():
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
+def _fail(error: BaseException, message: str) -> int:
+    message = " ".join(message.split())
+    line = _distributed.tells(error, message if len(message) <= LONGEST else f"{message[:LONGEST]} …")
+    if line is not None:
+        click.echo(line, err=True)
     return USER_ERROR
-
-
-def is_main() -> bool:
-    """Under torchrun one process speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _one_line_warning(message: Warning | str, *details: Any) -> None:
@@ -75,7 +79,7 @@ def _set_threads(context: click.Context, parameter: click.Parameter, value: int 
 
 THREADS = click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_THREADS),
     callback=_set_threads,
     expose_value=False,
     help="Threads to compute with [all cores].",

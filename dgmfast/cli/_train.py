@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ def train_command(
         raise
 
 
+PYTHON_VALUES = {"True": True, "False": False, "None": None}
+
+
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict; a value that is not JSON is a string."""
+    """NAME=VALUE texts as a dict; a value is JSON, True, False or None, a number as Python writes it (.001), or text."""
     changes = {}
     for text in texts:
         path, equals, value = text.partition("=")
@@ -85,5 +89,12 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         try:
             changes[path.strip()] = parse_json(value)
         except ValueError:
-            changes[path.strip()] = value
+            if value.strip() in PYTHON_VALUES:
+                changes[path.strip()] = PYTHON_VALUES[value.strip()]
+            elif re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip(), re.ASCII) and len(value) < 50:
+                changes[path.strip()] = float(value)
+            elif value.lstrip()[:1] in ("[", "{", '"'):
+                raise InputError(f"--set {path.strip()} must be JSON, such as [100,50]; got {value[:100]!r}") from None
+            else:
+                changes[path.strip()] = value
     return changes

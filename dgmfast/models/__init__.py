@@ -1,5 +1,8 @@
 """The models of the thesis, one per file, all on the protocol of `base`."""
 
+import difflib
+import inspect
+
 from dgmfast.errors import InputError
 from dgmfast.models.adgm import ADGM
 from dgmfast.models.avae import AVAE
@@ -41,6 +44,12 @@ def create(name: str, **overrides: object) -> GenerativeModel:
     """
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+    known = list(inspect.signature(MODELS[name]).parameters)
+    wrong = [setting for setting in overrides if setting not in known]
+    if wrong:
+        near = difflib.get_close_matches(wrong[0], known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise InputError(f"model {name}: no setting is called {wrong[0]!r:.60}; {hint}")
     try:
         return MODELS[name](**overrides)
     except (TypeError, RuntimeError) as error:  # of Python, and of torch for a size that it cannot allocate

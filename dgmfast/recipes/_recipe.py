@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from dgmfast import models
 from dgmfast.errors import InputError
 from dgmfast.objectives import Objective
 
@@ -137,7 +139,9 @@ class Recipe:
             for name in outer:
                 place = place.get(name, {}) if isinstance(place, dict) else {}
                 if not isinstance(place, dict) or not place:
-                    raise InputError(unknown("setting", path, _paths()))
+                    raise InputError(unknown("setting", path, _paths(changed)))
+            if not outer and last not in changed:
+                raise InputError(unknown("setting", path, _paths(changed)))
             place[last] = value
         return Recipe.from_dict(changed)
 
@@ -145,15 +149,20 @@ class Recipe:
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """One sentence about an unknown name, with the nearest ones or else all."""
     known = sorted(known)
-    near = difflib.get_close_matches(got, known, n=3, cutoff=0.5)
+    same = [name for name in known if name.split(".")[-1] == got.split(".")[-1]]  # somewhere else
+    near = same or difflib.get_close_matches(got, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     return f"no {what} is called {got!r}; {hint}"
 
 
-def _paths() -> list[str]:
+def _paths(settings: Mapping[str, Any] | None = None) -> list[str]:
+    """All settings by their paths; those of the model where `settings` names one."""
     nested = {"objective": Objective, "schedule": Schedule}
     inner = [f"{outer}.{f.name}" for outer, cls in nested.items() for f in fields(cls)]
-    return [*(f.name for f in fields(Recipe) if f.name not in nested), *inner, "model.name"]
+    model = (settings or {}).get("model") or {}
+    kind = models.MODELS.get(model.get("name", "")) if isinstance(model, Mapping) else None
+    of_model = [] if kind is None else [f"model.{name}" for name in inspect.signature(kind).parameters]
+    return [*(f.name for f in fields(Recipe) if f.name not in nested), *inner, "model.name", *of_model]
 
 
 def _at_least(low: int, name: str, value: int) -> None:
@@ -174,8 +183,11 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
             return float(value)
         if type(value) is plain and plain is not tuple:
             return value
+    hint = f"; write {int(value)}" if kind is int and type(value) is float and value.is_integer() else ""
+    got = repr(value)
     raise InputError(
-        f"{path} must be of type {getattr(kind, '__name__', None) if get_origin(kind) is None else kind}; got {value!r}"
+        f"{path} must be of type {getattr(kind, '__name__', None) if get_origin(kind) is None else kind}; "
+        f"got {got if len(got) <= 200 else got[:200] + ' …'}{hint}"
     )
 
 
