@@ -57,20 +57,31 @@ class MaskedConv2d(nn.Conv2d):
         self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs
         self.hide()
 
+    def _taps(self) -> Tensor:
+        """True where a weight is seen, and false where it is hidden."""
+        size = (self.kernel_size[0], self.kernel_size[1])
+        taps = causal_mask(self.mask, self.out_channels, self.in_channels, size, self.colors, self.unmasked_inputs)
+        return taps.to(self.weight.device, torch.bool)
+
     @torch.no_grad()
     def hide(self) -> None:
         """Set the weights of hidden taps to zero."""
-        size = (self.kernel_size[0], self.kernel_size[1])
-        taps = causal_mask(self.mask, self.out_channels, self.in_channels, size, self.colors, self.unmasked_inputs)
-        self.weight.mul_(taps.to(self.weight))
+        self.weight.masked_fill_(~self._taps(), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.masked_conv2d(x, self.weight, self.bias, self.mask, self.colors, self.unmasked_inputs)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(prefix + "mask", None)  # other libraries keep it as a buffer
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.hide()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        state_dict.pop(prefix + "mask", None)  # Other libraries keep it as a buffer. load_state_dict gives a copy of the dict.
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        weight = self._parameters.get("weight")
+        if weight is None:  # It is made from other parameters, of which the op reads no hidden taps.
+            return
+        if not local_metadata.get("assign_to_params_buffers", False):
+            self.hide()
+        elif weight.is_meta or bool((weight.detach()[~self._taps()] != 0.0).any()):
+            # The weight is the caller's tensor, which must not change.
+            self.weight = nn.Parameter(weight.detach().masked_fill(~self._taps(), 0.0), weight.requires_grad)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask={self.mask}, colors={self.colors}, unmasked_inputs={self.unmasked_inputs}"

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from dgmfast._plain import is_plain
+
 
 class RowBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of [..., features] over all leading dimensions."""
@@ -34,13 +36,20 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def folded_linear(linear: nn.Linear, norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """The weight and the bias of a layer with what normalises it, where that does not depend on the batch."""
+def folded_linear(linear: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """The weight and the bias of a linear layer with what normalises it.
+
+    None where that depends on the batch, or where one of them is not exactly what was made (`is_plain`).
+    """
+    if not is_plain(linear, nn.Linear, "weight", "bias"):
+        return None
+    assert isinstance(linear, nn.Linear)
     if norm is None:
         return None if linear.bias is None else (linear.weight, linear.bias)
-    if type(norm) is not RowBatchNorm or linear.bias is not None or norm.weight is None or norm.training:
+    if not is_plain(norm, RowBatchNorm, "weight", "bias") or linear.bias is not None:
         return None
-    if norm.running_mean is None or norm.running_var is None:
+    assert isinstance(norm, RowBatchNorm)
+    if norm.training or norm.weight is None or norm.running_mean is None or norm.running_var is None:
         return None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return linear.weight * scale.unsqueeze(1), norm.bias - norm.running_mean * scale

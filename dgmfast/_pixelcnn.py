@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dgmfast._conv import MaskedConv2d, odd_size
+from dgmfast._plain import is_plain
 from dgmfast.errors import InputError
-from dgmfast.sampling import KINDS, CausalLayer, PixelOutput, sample_pixels
+from dgmfast.sampling import KINDS, CausalLayer, PixelOutput, call_layers, sample_by_calls, sample_pixels
 
 PIXEL_STREAM = 3000  # of the noise that draws pixels
 
@@ -98,10 +98,7 @@ class PixelCNNDecoder(nn.Module):
     def forward(self, c: Tensor, x: Tensor) -> Tensor:
         """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and x [N, C, H, W] before it."""
         h = torch.cat([c, x], 1) if self.autoregressive else c
-        for layer in self.layers():
-            out = layer.conv(F.relu(h) if layer.relu else h)
-            h = h + out if layer.residual else out
-        return h
+        return call_layers(self.layers(), h)
 
     def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
         """The same of rows: c [..., condition·H·W] and x [..., D], of which leading dimensions broadcast."""
@@ -135,12 +132,35 @@ class PixelCNNDecoder(nn.Module):
         """x ~ p(x|c), one for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
 
         Pixel by pixel, by the cached sampler: sampling.sample_pixels has the arguments. For autoregressive pixels alone.
+        Where this module or a part of it is not exactly what was made, the module is called for each pixel, which is slow.
         """
         n = c.shape[0]
         uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
         maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
-        x = sample_pixels(self.layers(), self.distribution, uniforms, maps, observed, keep, temperature, progress)
+        draws = (self.distribution, uniforms, maps, observed, keep, temperature, progress)
+        if changed := self._changed():
+
+            def network(x: Tensor, condition: Tensor | None) -> Tensor:
+                params: Tensor = self(x.new_zeros(n, 0, *x.shape[2:]) if condition is None else condition, x)
+                return params
+
+            x = sample_by_calls(network, self, changed, *draws, unmasked=self.condition)
+        else:
+            x = sample_pixels(self.layers(), *draws)
         return x.view(n, 1, math.prod(self.image))
+
+    def _changed(self) -> str | None:
+        """The name of a part that is not exactly what was made (`is_plain`), if there is one."""
+        if not (is_plain(self, PixelCNNDecoder) or is_plain(self, PixelCNNOutput)):
+            return type(self).__name__
+        for name, part in self.named_children():
+            if isinstance(part, nn.ModuleList) and not is_plain(part, nn.ModuleList):
+                return name
+        convs = [
+            ("first", self.first),
+            *((f"{name}.{i}", m) for name in ("blocks", "tail") for i, m in enumerate(getattr(self, name))),
+        ]
+        return next((name for name, conv in convs if not is_plain(conv, MaskedConv2d, "weight", "bias")), None)
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as _module
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dgmfast import ops
 from dgmfast._conv import MaskedConv2d as MaskedConv2d
@@ -19,6 +21,7 @@ from dgmfast._norm import folded_linear
 from dgmfast._norm import frozen_statistics as frozen_statistics
 from dgmfast._norm import normalises as normalises
 from dgmfast._pixelcnn import PixelCNNDecoder, PixelCNNOutput
+from dgmfast._plain import is_plain
 from dgmfast.errors import InputError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -34,10 +37,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _STATELESS = {name: make() for name, make in ACTIVATIONS.items()}
 
 
+_SETTINGS = {name: {k: v for k, v in vars(module).items() if k not in vars(nn.Module())} for name, module in _STATELESS.items()}
+
+
 def _is_activation(module: nn.Module, name: str) -> bool:
-    """Whether a module is the activation called `name`, with its settings."""
-    named = _STATELESS[name]
-    return type(module) is type(named) and module.extra_repr() == named.extra_repr()
+    """Whether a module is exactly the activation called `name`, with its settings."""
+    return is_plain(module, type(_STATELESS[name])) and _SETTINGS[name].items() <= module.__dict__.items()
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -53,14 +58,16 @@ def choose(argument: str, value: str, table: dict[str, Callable]) -> Callable:
     return table[value]
 
 
-def _is_called(module: nn.Module) -> bool:
-    """Whether somebody waits for a call of the module or of one of its layers, or has changed what it does."""
-    hooks = (_module._global_forward_hooks, _module._global_forward_pre_hooks)
-    return any(hooks) or any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
+def _is_affine(module: nn.Module) -> bool:
+    """Whether a module is exactly a linear layer with a bias."""
+    return is_plain(module, nn.Linear, "weight", "bias") and module._parameters["bias"] is not None
 
 
 class MLP(nn.Sequential):
-    """Linear (→ batch norm) → activation, once per entry of `hidden`: [..., n_in] -> [..., hidden[-1]]."""
+    """Linear (→ batch norm) → activation, once per entry of `hidden`: [..., n_in] -> [..., hidden[-1]].
+
+    A linear layer and its activation are one op where both are as they were made (`is_plain`); any other layer is called.
+    """
 
     def __init__(self, n_in: int, hidden: Sequence[int], activation: str = "tanh", batch_norm: bool = False) -> None:
         layers: list[nn.Module] = []
@@ -77,8 +84,9 @@ class MLP(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if type(layer) is nn.Linear and layer.bias is not None and layers and _is_activation(layers[0], self.activation):
+            if layers and _is_affine(layer) and _is_activation(layers[0], self.activation):
                 layers.pop(0)
+                assert isinstance(layer, nn.Linear)
                 # act(W x + b) as label_linear of one label, whose weight is b: bias and activation take one pass, both ways
                 x = ops.label_linear(x, layer.weight, layer.bias.unsqueeze(1), None, self.activation).squeeze(-2)
             else:
@@ -88,7 +96,7 @@ class MLP(nn.Sequential):
     def folded(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """(weights, biases) of the layers, with batch normalisation as γ/σ (W h − μ) + β, which is a layer in evaluation.
 
-        None where it takes the statistics of its batch, and where a layer was replaced by something else.
+        None where it takes the statistics of its batch, and where a layer is not exactly what was made (`is_plain`).
         """
         weights: list[Tensor] = []
         biases: list[Tensor] = []
@@ -96,7 +104,7 @@ class MLP(nn.Sequential):
         while layers:
             linear = layers.pop(0)
             norm = layers.pop(0) if layers and isinstance(layers[0], nn.BatchNorm1d) else None
-            if type(linear) is not nn.Linear or not layers or not _is_activation(layers.pop(0), self.activation):
+            if not layers or not _is_activation(layers.pop(0), self.activation):
                 return None
             if (layer := folded_linear(linear, norm)) is None:
                 return None
@@ -181,6 +189,9 @@ class ConditionalMLP(nn.Module):
     def context(self, x: Tensor) -> Tensor:
         """V x + b: [B, n_context] -> [B, 1, H], for all samples of a row; or [B, k, n_context] -> [B, k, H]."""
         assert self.context_weight is not None
+        for hook in self._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
+                hook(self, ())  # These set a weight when forward is called, which comes later.
         return F.linear(x if x.dim() == 3 else x.unsqueeze(1), self.context_weight, self.bias)
 
     def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> Tensor:
@@ -314,7 +325,8 @@ class BernoulliOutput(nn.Module):
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
         """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats; further dimensions, of labels, as k."""
-        if not (h.dim() == x.dim() >= 2 and h.shape[0] == x.shape[0] and all(size == 1 for size in x.shape[1:-1])):
+        one_x = h.dim() == x.dim() >= 2 and h.shape[0] == x.shape[0] and all(size == 1 for size in x.shape[1:-1])
+        if not one_x or not is_plain(self.logits, nn.Linear, "weight", "bias"):
             return ops.bernoulli_log_prob(self.logits(h), x)
         samples = h.flatten(1, -2) if h.dim() > 2 else h
         log_prob = ops.linear_bernoulli_log_prob(samples, self.logits.weight, self.logits.bias, x.flatten(1))
@@ -367,14 +379,14 @@ MOST_LAYERS = 16  # of ops.mlp_bernoulli_log_prob
 def fused_layers(decoder: nn.Module, output: nn.Module, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
     """The weights and biases that `decode` hands to ops.mlp_bernoulli_log_prob, or None where it calls the modules.
 
-    It does so for an MLP as it was made, in evaluation where it normalises over batches, and a BernoulliOutput, on a CPU.
+    It does so on a CPU for an MLP and a BernoulliOutput that are exactly that, with all that they hold (`is_plain`); an MLP with
+    batch normalisation must be in evaluation.
     """
-    if type(decoder) is not MLP or type(output) is not BernoulliOutput or device.type != "cpu":
+    if device.type != "cpu" or not is_plain(decoder, MLP) or not is_plain(output, BernoulliOutput):
         return None
+    assert isinstance(decoder, MLP) and isinstance(output, BernoulliOutput)
     logits, layers = output.logits, decoder.folded()
-    if layers is None or len(layers[0]) >= MOST_LAYERS or type(logits) is not nn.Linear or logits.bias is None:
-        return None
-    if _is_called(decoder) or _is_called(output):
+    if layers is None or len(layers[0]) >= MOST_LAYERS or not _is_affine(logits):
         return None
     return [*layers[0], logits.weight], [*layers[1], logits.bias]
 

@@ -7,7 +7,7 @@ Section numbers refer to the thesis (L. Maaløe, 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -170,21 +170,38 @@ def pixelcnn_sample(
     keep: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`sampling.sample_pixels` by a pass over the whole image for each pixel and colour."""
-    weight, colors = layers[0].conv.weight, layers[0].conv.colors
+    """`sampling.sample_pixels` by a pass over the whole image for each pixel and channel."""
+    like = layers[0].conv.weight
+    return pixels_by_passes(lambda x: causal_stack(layers, x, condition), like, output, uniforms, observed, keep, temperature)
+
+
+def pixels_by_passes(
+    parameters: Callable[[Tensor], Tensor],
+    like: Tensor,
+    output: PixelOutput,
+    uniforms: Tensor,
+    observed: Tensor | None = None,
+    keep: Tensor | None = None,
+    temperature: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`pixelcnn_sample` of any network: parameters(x) gives those of all pixels of x [N, C, H, W], [N, C·P, H, W].
+
+    The images have the dtype and the device of `like`, where the other tensors must be.
+    """
     images, channels, height, width = uniforms.shape
-    x = torch.zeros(uniforms.shape, dtype=weight.dtype, device=weight.device)
-    group, count = channels // colors, output.channels(1)
+    x = torch.zeros(uniforms.shape, dtype=like.dtype, device=like.device)
+    kept = None if keep is None else keep.expand(uniforms.shape)
     for i in range(height):
         for j in range(width):
-            for color in range(colors):
-                params = causal_stack(layers, x, condition)[:, :, i, j].view(images, channels, count)
-                for c in range(color * group, (color + 1) * group):
-                    drawn = output.draw(params[:, c], uniforms[:, c, i, j], temperature).to(x)
-                    if observed is not None and keep is not None:
-                        kept = keep.expand(uniforms.shape)[:, c, i, j]
-                        drawn = torch.where(kept, observed[:, c, i, j].to(x), drawn)
-                    x[:, c, i, j] = drawn
+            for c in range(channels):
+                params = parameters(x)[:, :, i, j].view(images, channels, output.channels(1))
+                drawn = output.draw(params[:, c], uniforms[:, c, i, j], temperature).to(x)
+                if observed is not None and kept is not None:
+                    drawn = torch.where(kept[:, c, i, j], observed[:, c, i, j].to(x), drawn)
+                x[:, c, i, j] = drawn
+        if progress is not None:
+            progress(i + 1, height)
     return x
 
 

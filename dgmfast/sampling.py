@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmfast import _C, ops
 from dgmfast._conv import MaskedConv2d
+from dgmfast._plain import is_plain
 from dgmfast.errors import InputError
+from dgmfast.reference import pixels_by_passes
 
 LOWEST_LOG_SCALE = -7.0  # as PixelCNN++ has it
 _IMAGES_PER_THREAD = 16  # that are drawn together: enough to share the weights, few enough for a processor's cache
@@ -125,6 +128,14 @@ class CausalLayer:
     residual: bool = False
 
 
+def call_layers(layers: Sequence[CausalLayer], h: Tensor) -> Tensor:
+    """The outputs of the last layer, of h [N, I, H, W] with the unmasked inputs first."""
+    for layer in layers:
+        out: Tensor = layer.conv(F.relu(h) if layer.relu else h)
+        h = h + out if layer.residual else out
+    return h
+
+
 @torch.no_grad()
 def sample_pixels(
     layers: Sequence[CausalLayer],
@@ -142,13 +153,17 @@ def sample_pixels(
     activation is computed once, so that an image costs one pass through the network in all. The weights are read when called;
     the images do not depend on the number of threads or on the other images of the batch.
 
+    Where a layer is not a plain MaskedConv2d (it has a hook or a parametrisation, or is of another class), all layers are called
+    for each pixel and channel, which is slow; a warning says so. Those calls must not let an output see later pixels.
+
     With `keep` the pixels of `observed` where it is true stay as they are. If these come first in raster order (the top rows,
     say), the others are drawn from the exact conditional distribution. Around any other mask a pixel is drawn given the pixels
     before it, kept or drawn, but not given the kept ones after it: that is not the conditional distribution given all kept ones.
 
     Args:
         layers: the first with mask A, the others with mask B, all of one number of colors; float32 or float64. The weights of
-            modules on CUDA are copied to the CPU; the images are drawn there and then moved to that device.
+            modules on CUDA are copied to the CPU; the images are drawn there and then moved to that device. Layers that are
+            called stay where they are.
         uniforms: [N, C, H, W] float64 in [0, 1), one for each draw.
         condition: [N, u, H, W], the inputs that the first layer sees unmasked.
         observed: [N, C, H, W]. keep: bool, broadcast to that.
@@ -161,14 +176,25 @@ def sample_pixels(
     Raises:
         InputError: layers that are not causal or do not fit together, or an argument whose shape, dtype or values are wrong.
     """
-    first = _check_layers(layers, output, uniforms)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"temperature must be positive and finite; got {temperature}")
-    condition, observed, keep = _check_maps(first, uniforms, condition, observed, keep)
+    changed = [f"layer {i}" for i, layer in enumerate(layers) if not is_plain(layer.conv, MaskedConv2d, "weight", "bias")]
+    first = _check_layers(layers, output, uniforms) if all(isinstance(layer.conv, MaskedConv2d) for layer in layers) else None
+    if changed or first is None:
+        unmasked = None if first is None else first.unmasked_inputs
+        stack = nn.ModuleList(layer.conv for layer in layers)
+
+        def network(x: Tensor, condition: Tensor | None) -> Tensor:
+            return call_layers(layers, x if condition is None else torch.cat([condition, x], 1))
+
+        return sample_by_calls(
+            network, stack, changed[0], output, uniforms, condition, observed, keep, temperature, progress, unmasked
+        )
+    _check_temperature(temperature)
+    condition, observed, keep = _check_maps(first.weight, first.unmasked_inputs, uniforms, condition, observed, keep)
     device, weight = first.weight.device, first.weight
-    weights = [layer.conv.weight[:, layer.conv.unmasked_inputs :].cpu() for layer in layers]
-    biases = [_bias(layer.conv).cpu() for layer in layers]
+    weights = [_resolved(layer.conv.weight)[:, layer.conv.unmasked_inputs :] for layer in layers]
+    biases = [_bias(layer.conv) for layer in layers]
     relu, residual = [layer.relu for layer in layers], [layer.residual for layer in layers]
+    uniforms = _resolved(uniforms)
 
     total, height = len(uniforms), uniforms.shape[2]
     chunks = -(-total // (_IMAGES_PER_THREAD * torch.get_num_threads()))
@@ -178,7 +204,7 @@ def sample_pixels(
         contexts = [_context(first, condition[chunk], biases[0]), *biases[1:]] if condition is not None else biases
         kept = [None if t is None else t[chunk] for t in (observed, keep)]
         sampler = _C.PixelCNNSampler(
-            weights, contexts, relu, residual, first.colors, output.kind, output.levels, temperature, uniforms[chunk].cpu(), *kept
+            weights, contexts, relu, residual, first.colors, output.kind, output.levels, temperature, uniforms[chunk], *kept
         )
         for row in range(height):
             sampler.rows(row, row + 1)
@@ -188,13 +214,59 @@ def sample_pixels(
     return torch.cat(images).to(device) if images else weight.new_zeros(uniforms.shape)
 
 
+def sample_by_calls(
+    network: Callable[[Tensor, Tensor | None], Tensor],
+    module: nn.Module,
+    changed: str,
+    output: PixelOutput,
+    uniforms: Tensor,
+    condition: Tensor | None = None,
+    observed: Tensor | None = None,
+    keep: Tensor | None = None,
+    temperature: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    unmasked: int | None = None,
+) -> Tensor:
+    """sample_pixels of any causal network(x, condition), by a full pass for each pixel and channel: slow.
+
+    module: has the network's parameters. changed: the part of it for which the fast sampler cannot be used. unmasked: the
+    channels of `condition`, None where they are not known.
+    """
+    _check_uniforms(uniforms)
+    _check_temperature(temperature)
+    like = next(module.parameters())
+    unmasked = unmasked if unmasked is not None else 0 if condition is None else condition.shape[1]
+    condition, observed, keep = _check_maps(like, unmasked, uniforms, condition, observed, keep)
+    condition, observed, keep = (None if t is None else t.to(like.device) for t in (condition, observed, keep))
+    warnings.warn(
+        f"sample: the network is called for every pixel, which is slow, because {changed} is not as it was made: it has a hook "
+        "or a parametrisation, or is of another class",
+        stacklevel=3,
+    )
+    count = output.channels(uniforms.shape[1])
+
+    def parameters(x: Tensor) -> Tensor:
+        params = network(x, condition)
+        if params.shape != (len(x), count, *x.shape[2:]):
+            expected = f"[{len(x)}, {count}, {x.shape[2]}, {x.shape[3]}], the parameters of {output.kind} pixels"
+            raise InputError(f"the last layer must have outputs {expected}; got {list(params.shape)}")
+        return params
+
+    return pixels_by_passes(parameters, like, output, uniforms.to(like.device), observed, keep, temperature, progress)
+
+
+def _resolved(t: Tensor) -> Tensor:
+    """t on the CPU, with its values in memory as they are: the engine reads no negative bit."""
+    return t.detach().cpu().resolve_neg()
+
+
 def _bias(conv: MaskedConv2d) -> Tensor:
-    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+    return torch.zeros(conv.out_channels, dtype=conv.weight.dtype) if conv.bias is None else _resolved(conv.bias)
 
 
 def _context(conv: MaskedConv2d, condition: Tensor, bias: Tensor) -> Tensor:
     """What the unmasked inputs and the bias contribute, [N, O, H, W]."""
-    weight = conv.weight[:, : conv.unmasked_inputs].cpu()
+    weight = _resolved(conv.weight)[:, : conv.unmasked_inputs]
     padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
     with torch.autocast("cpu", enabled=False):
         return F.conv2d(condition, weight, bias, padding=padding)
@@ -204,10 +276,7 @@ def _check_layers(layers: Sequence[CausalLayer], output: PixelOutput, uniforms: 
     """The first layer's convolution, if all of them are causal together."""
     if not layers:
         raise InputError("layers must hold at least one layer; got none")
-    if uniforms.dim() != 4 or uniforms.dtype != torch.float64:
-        raise InputError(f"uniforms must be float64 of shape [N, C, H, W]; got {uniforms.dtype} {list(uniforms.shape)}")
-    if uniforms.numel() and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
-        raise InputError("uniforms must lie in [0, 1); got other values")
+    _check_uniforms(uniforms)
     first, inputs = layers[0].conv, uniforms.shape[1]
     if first.weight.dtype not in (torch.float32, torch.float64):
         raise InputError(f"layers must be float32 or float64; got {first.weight.dtype}")
@@ -239,17 +308,32 @@ def _check_layers(layers: Sequence[CausalLayer], output: PixelOutput, uniforms: 
     return first
 
 
+def _check_uniforms(uniforms: Tensor) -> None:
+    if uniforms.dim() != 4 or uniforms.dtype != torch.float64:
+        raise InputError(f"uniforms must be float64 of shape [N, C, H, W]; got {uniforms.dtype} {list(uniforms.shape)}")
+    if uniforms.numel() and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise InputError("uniforms must lie in [0, 1); got other values")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature must be positive and finite; got {temperature}")
+
+
 def _check_maps(
-    first: MaskedConv2d, uniforms: Tensor, condition: Tensor | None, observed: Tensor | None, keep: Tensor | None
+    weight: Tensor, unmasked: int, uniforms: Tensor, condition: Tensor | None, observed: Tensor | None, keep: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """condition, observed and keep on the CPU, of the dtype of the layers, each in its full shape."""
+    """condition, observed and keep on the CPU, of the dtype of the layers, each in its full shape.
+
+    weight: of the first layer. unmasked: how many unmasked inputs that has.
+    """
     count, _, height, width = uniforms.shape
-    expected = [count, first.unmasked_inputs, height, width]
-    if (condition is None) != (first.unmasked_inputs == 0) or (condition is not None and list(condition.shape) != expected):
-        wanted = f"of shape {expected}, the unmasked_inputs of the first layer" if first.unmasked_inputs else "None"
+    expected = [count, unmasked, height, width]
+    if (condition is None) != (unmasked == 0) or (condition is not None and list(condition.shape) != expected):
+        wanted = f"of shape {expected}, the unmasked_inputs of the first layer" if unmasked else "None"
         raise InputError(f"condition must be {wanted}; got {None if condition is None else list(condition.shape)}")
     if condition is not None:
-        condition = condition.to("cpu", first.weight.dtype)
+        condition = _resolved(condition).to(weight.dtype)
     if (observed is None) != (keep is None):
         raise InputError(f"observed and keep go together; got {'keep' if observed is None else 'observed'} alone")
     if observed is None or keep is None:
@@ -262,4 +346,4 @@ def _check_maps(
         keep = keep.expand(uniforms.shape)
     except RuntimeError:
         raise InputError(f"keep must broadcast to {list(uniforms.shape)}; got {list(keep.shape)}") from None
-    return condition, observed.to("cpu", first.weight.dtype), keep.cpu()
+    return condition, _resolved(observed).to(weight.dtype), keep.cpu()
