@@ -176,6 +176,7 @@ class _Training:
                 f"got labelled_batch {recipe.labelled_batch} for {group.size} process{'es' if group.size > 1 else ''}"
             )
         split = "test" if dataset.valid is None else "valid"
+        self.bound_split = split
         self.bound_name = f"{split}_elbo"
         fixed = _run.fixed_split(dataset, split, recipe.binarize)
         self.bound_x, self.bound_labels = fixed.x.to(options.device), fixed.y
@@ -233,7 +234,8 @@ class _Training:
         if self.options.figures:
             from dgmfast import plots
 
-            plots.draw_run(folder, self.model, data.Split(self.bound_x, self.bound_labels), self.dataset)
+            rows = data.Split(self.bound_x, self.bound_labels)
+            plots.draw_run(folder, self.model, rows, self.dataset, split_name=self.bound_split)
         return self.model
 
     def _train(self, metrics: Metrics, bar: Progress) -> None:

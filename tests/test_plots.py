@@ -168,7 +168,7 @@ def test_latent_space(latent, labelled, tmp_path, figures):
     assert_figure(plots.latent_space(model(latent=latent), split.x, tmp_path / "l.png", y=split.y if labelled else None))
     assert len(figures[0].axes) == len(latent)
     for i, (axes, size) in enumerate(zip(figures[0].axes, latent, strict=True)):
-        assert axes.get_title() == f"Mean of q(z{i + 1} | x), {size} dimensions"
+        assert axes.get_title() == f"Mean of q(z{i + 1} | x), {size} dimensions, 23 rows"
         assert len(axes.collections) == (4 if labelled else 1)
         assert sum(len(points.get_offsets()) for points in axes.collections) == len(split.x)
 
@@ -214,7 +214,7 @@ def test_decision_regions(tmp_path, figures):
     assert left == pytest.approx(float(x[:, 0].min()) - 0.3) and right == pytest.approx(float(x[:, 0].max()) + 0.3)
     large = [len(points.get_offsets()) for points in regions.collections if points.get_sizes()[0] > 100]
     assert sum(large) == 3 and "3 labelled rows" in regions.get_title()
-    assert auxiliary.get_title() == "Mean of q(a | x), 3 dimensions"
+    assert auxiliary.get_title() == "Mean of q(a | x), 3 dimensions, 40 rows"
 
 
 class Bump:

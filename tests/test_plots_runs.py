@@ -191,19 +191,34 @@ def test_all_figures_of_a_run(tmp_path, figures):
 def test_all_figures_of_a_model_with_a_label(tmp_path, figures):
     toy = dataset()
     m2 = label_model("m2")
-    assert names_of(plots.draw_run(tmp_path, m2, toy.test, toy)) == sorted([*OF_IMAGES, "analogies", "confusion"])
-    wrong = (m2.classify(toy.test.x, seed=0).argmax(1) != toy.test.y).double().mean()
-    assert figures[-1].axes[0].get_title() == f"Error {100 * wrong:.2f} % of 23 rows"
+    assert names_of(plots.draw_run(tmp_path, m2, toy.test, toy)) == sorted([*OF_IMAGES, "analogies"])
+    titles = [figure.get_suptitle() or figure.axes[0].get_title() for figure in figures]
+    assert titles[0].endswith(", 23 rows") and "The first 20 rows" in titles[2]
+    drawn = plots.draw_run(tmp_path, m2, toy.test, toy, split_name="valid")
+    assert drawn[0].stem == "latent_space"
+    assert figures[len(titles)].axes[0].get_title().endswith(", 23 validation rows")
+
+
+def test_the_confusion_matrix_of_classify_is_left_alone(tmp_path, figures):
+    """`classify` owns confusion.png: its numbers are those of classification.json."""
+    toy = dataset()
+    run_folder(tmp_path, semi_supervised(2), model={"name": "m2"}, labels=6, labelled_batch=3)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "confusion.png").write_bytes(b"of classify")
+    drawn = plots.draw_run(tmp_path, label_model("m2"), toy.test, toy)
+    assert (tmp_path / "figures" / "confusion.png").read_bytes() == b"of classify"
+    assert not {"confusion", "clusters"} & {path.stem for path in drawn}
 
 
 def test_all_figures_of_a_cagem_in_the_plane(tmp_path, figures):
     toy = dataset()
     run_folder(tmp_path, semi_supervised(2), model={"name": "cagem", "num_classes": 6})
     drawn = plots.draw_run(tmp_path, label_model("cagem", num_classes=6), toy.test, toy)
-    expected = [*OF_IMAGES, "analogies", "confusion", "kl_layers", "kl_units", "training_curve", "z2_grid"]
+    expected = [*OF_IMAGES, "analogies", "clusters", "kl_layers", "kl_units", "training_curve", "z2_grid"]
     assert names_of(drawn) == sorted(expected)
-    [confusion] = [figure for figure in figures if figure.axes[0].get_xlabel() == "most probable cluster"]
-    assert np.asarray(confusion.axes[0].images[0].get_array()).shape == (4, 6), "classes by clusters, without labels"
+    [clusters] = [figure for figure in figures if figure.axes[0].get_xlabel() == "most probable cluster"]
+    assert clusters.axes[0].get_title().endswith("23 rows, 1 draw, seed 0")
+    assert np.asarray(clusters.axes[0].images[0].get_array()).shape == (4, 6), "classes by clusters, without labels"
 
 
 def test_figures_of_rows_that_hold_some_pixels(tmp_path, figures):
@@ -220,7 +235,7 @@ def test_all_figures_of_points_in_the_plane(tmp_path, figures):
     plane = replace(dataset(), train=split, test=split, image_shape=None, kind="real", classes=2)
     run_folder(tmp_path, [], model={"name": "m2"}, labels=6, labelled_batch=3)
     m2 = label_model("m2", x_dim=2, num_classes=2, likelihood="gaussian")
-    assert names_of(plots.draw_run(tmp_path, m2, split, plane)) == ["confusion", "decision_regions", "latent_space"]
+    assert names_of(plots.draw_run(tmp_path, m2, split, plane)) == ["decision_regions", "latent_space"]
     large = [points for points in figures[-1].axes[0].collections if points.get_sizes()[0] > 100]
     assert [len(points.get_offsets()) for points in large] == [3, 3], "three labelled rows of each class"
 
@@ -244,17 +259,40 @@ def test_error_curves(tmp_path, figures):
     ]
     assert_figure(plots.error_curves(runs, tmp_path / "e.png"))
     axes = figures[0].axes[0]
-    first, second, third = axes.lines
-    assert [tuple(point) for point in second.get_xydata()] == [(2, 10.0), (4, 10.0)]
-    assert first.get_color() == second.get_color() != third.get_color(), "one colour per recipe"
-    assert axes.get_legend_handles_labels()[1] == ["adgm", "m2"]
+    assert curves(axes)["b, test"] == [(2, 10.0), (4, 10.0)]
+    assert axes.get_legend_handles_labels()[1] == ["a, test", "b, test", "m2, validation"], "runs of one recipe by their folders"
+    assert len({curve.get_color() for curve in axes.lines}) == 3, "one colour per run"
     assert (axes.get_ylabel(), axes.get_yscale()) == ("error (%)", "log")
 
 
 def test_bound_curves(tmp_path, figures):
     runs = [run_folder(tmp_path / "a", semi_supervised(4), name="m2"), run_folder(tmp_path / "b", records(2), name="vae")]
     plots.bound_curves(runs, tmp_path / "b.png")
-    assert curves(figures[0].axes[0]) == {"m2": [(2, -10.0), (4, -10.0)]}
+    assert curves(figures[0].axes[0]) == {"m2, test": [(2, -10.0), (4, -10.0)]}
+
+
+def test_titles_of_runs(tmp_path):
+    ends = ["x/seed-0", "y/seed-0", "y/seed-1"]
+    runs = [plots._log.read_run(run_folder(tmp_path / end, records(1), name="m2")) for end in ends]
+    other = plots._log.read_run(run_folder(tmp_path / "z", records(1), name="seed-1"))
+    titles = plots._compare.run_titles([*runs, other])
+    assert list(titles.values()) == ["x/seed-0", "y/seed-0", "seed-1", str((tmp_path / "z").resolve())]
+    (tmp_path / "link").symlink_to(tmp_path / "z")
+    with pytest.raises(InputError, match=r"expected different runs; got .*link twice"):
+        plots.draw_comparison([tmp_path / "z", tmp_path / "link"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_run_is_left_out_of_a_comparison(tmp_path, figures):
+    """More runs than colours, and than one figure of units holds, in runs of two kinds of layers."""
+    runs = [run_folder(tmp_path / str(i), with_units(), name="m2", model={"name": "vae"}) for i in range(12)]
+    runs.append(run_folder(tmp_path / "one", records(2, kl_units={"z1": [0.1]}), name="one", model={"name": "vae"}))
+    drawn = plots.draw_comparison(runs, tmp_path / "out")
+    assert len(drawn) == len(set(drawn)) == len(list((tmp_path / "out").iterdir()))
+    lines = next(figure for figure in figures if figure.axes[0].get_title() == "L_1 on held-out rows").axes[0].lines
+    assert len({str(line.get_color()) for line in lines}) == len(lines) == 12
+    titled = {axes.get_title() for figure in figures if figure.axes[-1].get_label() == "<colorbar>" for axes in figure.axes}
+    assert titled >= {*map(str, range(12)), "one"}
 
 
 def depth_run(folder, depth, value, model="vae", **settings):
@@ -312,6 +350,7 @@ def test_all_figures_of_several_runs(tmp_path, figures):
         metrics_file(folder, with_units())
     drawn = plots.draw_comparison(runs, tmp_path / "out")
     assert names_of(drawn) == ["bounds", "bounds_by_depth", "kl_layers_vae", "kl_units_vae"]
+    assert figures[2].axes[0].get_title() != figures[2].axes[1].get_title(), "two runs of one recipe"
     drawn = plots.draw_comparison([label_run(tmp_path / f"c{n}", n, -80.0) for n in (0, 20)], tmp_path / "out")
     assert names_of(drawn) == ["bounds_by_labels"]
 
@@ -324,8 +363,8 @@ def test_all_figures_of_several_runs(tmp_path, figures):
     [
         (None, "No such file"),
         ("", "got an empty file"),
-        ("{}\n", "got a line that is none"),
-        ("[1]\n", "got a line that is none"),
+        ("{}\n", "got line 1 without an epoch"),
+        ("[1]\n", "got line 1 without an epoch"),
     ],
 )
 def test_wrong_metrics(content, told, tmp_path):

@@ -61,7 +61,7 @@ def evaluate(
     figures: bool,
 ) -> None:
     """Evaluate L_1, L_50 and L_K of a run; writes evaluation.json, .csv and .npz into its folder, and evaluation.png into its
-    figures (evaluation-DATA.* with --data).
+    figures (evaluation-DATA.* with --data, evaluation-SPLIT.* of another split than test).
 
     What is done is kept every few seconds: after an interruption, the same command goes on from there. Under torchrun, the
     processes share the rows.
@@ -90,8 +90,9 @@ def evaluate(
             if is_main():
                 click.echo("\nInterrupted; the same command goes on from the rows that are done", err=True)
             raise
-        # what plots and tables read as the run's own is of its own data
-        stem = "evaluation" if name == run.recipe.data else f"evaluation-{name}"
+        # what plots and tables read as the run's own is of the test split of its own data
+        others = [part for part, own in ((name, run.recipe.data), (split, "test")) if part != own]
+        stem = "-".join(["evaluation", *others])
         group.from_first(lambda: _finish(folder, settings, result, stem, figures))
         if result.partial is not None:
             result.partial.remove()
@@ -102,15 +103,16 @@ def _finish(folder: Path, settings: dict[str, Any], result: _report.Bounds, stem
     _report.write(folder, settings, result, stem)
     rows, labels = len(result.last.log_px), settings.get("labels")
     told = f"; {LABELS[labels]}" if labels else ""
-    where = f"{settings['recipe']} after {settings['epoch']} epochs, {settings['data']} {settings['split']}"
-    click.echo(f"{where}{told}; nats per row, ± standard errors")
+    where = f"{settings['recipe']} after {settings['epoch']} epochs, {settings['data']} {settings['split']}{told}"
+    click.echo(f"{where}; nats per row, ± standard errors")
     click.echo(_report.table(result.summary(), rows))
     used = f" with {result.last.mean('k_used')[0]:.0f} samples per row" if settings["tolerance"] is not None else ""
     files = f"{folder / stem}.csv and .npz"
     if figures:
         from dgmfast import plots
 
-        files += f", curves in {plots.log_likelihood(result.last, _run.figures_folder(folder) / f'{stem}.png')}"
+        figure, title = _run.figures_folder(folder) / f"{stem}.png", f"{where}; seed {settings['seed']}"
+        files += f", curves in {plots.log_likelihood(result.last, figure, title=title)}"
     click.echo(f"L_{settings['k']} took {result.seconds:.1f} s{used}; per-row values are in {files}")
 
 
@@ -132,7 +134,11 @@ def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label
 @click.option("--samples", default=10, show_default=True, type=click.IntRange(1), help="Draws of the latents per row.")
 @click.option("--grey", is_flag=True, help="Classify grey levels as they are, not one binary draw of them.")
 @SPLIT
-@click.option("--out", type=click.Path(path_type=Path), help="The table of the rows [RUN/classification.csv].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The table of the rows, with .json and .png beside it [RUN/classification.csv and .json, RUN/figures/confusion.png].",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draws.")
 @DATA_DIR
 @DEVICE
@@ -151,19 +157,23 @@ def classify(
     """Classify the rows of a split: the error, a confusion matrix, and the probabilities of every row as CSV."""
     from dgmfast import plots
 
+    if out is not None and (not out.name or out.is_dir() or out.suffix in (".json", ".png")):
+        raise InputError(f"--out must name the table of the rows, such as errors.csv; got {out}")
     run = _run.open_run(folder, resolve_device(device))
     click.get_current_context().with_resource(locked(folder, "classifying"))
     result = _classify.classify(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by, grey)
     told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
-    levels = ", grey levels" if grey else ""
-    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {run.recipe.data} {split}{levels}, by {result.by}: {told}")
-    figure = plots.confusion_matrix(result.confusion, _run.figures_folder(folder) / "confusion.png", title=told.capitalize())
+    where = f"{run.recipe.data} {split}{', grey levels' if grey else ''}, by {result.by}"
+    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {where}: {told}")
+    draws = f"{samples} draw{'s' if samples > 1 else ''}, seed {seed}"
+    figure = _run.figures_folder(folder) / "confusion.png" if out is None else out.with_suffix(".png")
     settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split}
     settings |= {"samples": samples, "seed": seed, "grey": grey}
-    _classify.write_summary(folder / "classification.json", settings, result)
     out = out or folder / "classification.csv"
     _classify.write_rows(out, result)
-    click.echo(f"wrote {out}, {folder / 'classification.json'} and {figure}")
+    _classify.write_summary(out.with_suffix(".json"), settings, result)
+    plots.confusion_matrix(result.confusion, figure, title=f"{told.capitalize()}\n{where}, {draws}")
+    click.echo(f"wrote {out}, {out.with_suffix('.json')} and {figure}")
 
 
 @click.command()

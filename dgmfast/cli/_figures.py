@@ -15,13 +15,14 @@ from dgmfast.cli._group import DATA_DIR, RUN, THREADS, click
 @DATA_DIR
 @THREADS
 def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -> None:
-    """Draw all figures that a run can have, into RUN/figures."""
+    """Draw all figures that a run can have, into RUN/figures; those of `evaluate` and `classify` are drawn by these."""
     from dgmfast import plots
 
     run = _run.open_run(folder)
     dataset = data.load(run.recipe.data, data_dir)
     split = split or ("test" if dataset.valid is None else "valid")
-    for path in plots.draw_run(folder, run.model, _run.fixed_split(dataset, split, run.recipe.binarize), dataset, seed):
+    rows = _run.fixed_split(dataset, split, run.recipe.binarize)
+    for path in plots.draw_run(folder, run.model, rows, dataset, seed, split_name=split):
         click.echo(f"wrote {path}")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), then Tol's "muted": both made for all kinds of colour vision; markers tell the rest apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#AA9F00", "#882255", "#999999")
 MARKERS = "osv^D"
+Color = str | tuple[float, float, float]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -51,13 +52,19 @@ def scatter(axes: Axes, points: np.ndarray, y: np.ndarray | None) -> None:
         axes.scatter(rows[:, 0], rows[:, 1], s=size, color=color, marker=marker, linewidths=0, alpha=0.8, label=str(label))
 
 
-def line(axes: Axes, x: Sequence[float], y: Sequence[float], label: str | None, color: str, marker: str | None = None) -> None:
+def line(
+    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, color: Color, marker: str | None = None, style: str = "-"
+) -> None:
     """A curve; where it has one or two points only, they are marked."""
-    axes.plot(x, y, label=label, color=color, marker=marker or ("o" if len(x) < 3 else None), markersize=4, linewidth=1.6)
+    marker = marker or ("o" if len(x) < 3 else None)
+    axes.plot(x, y, label=label, color=color, marker=marker, linestyle=style, markersize=4, linewidth=1.6)
 
 
 def over_epochs(axes: Axes, ylabel: str, title: str) -> None:
     """Name the axes of curves over the epochs, and draw the legend where there is one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     axes.set_title(title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from dgmfast._run import METRICS
 from dgmfast.errors import InputError
 from dgmfast.models import MODELS, LabelModel
 from dgmfast.plots._canvas import COLORS, MARKERS, line, new_figure, over_epochs, save
-from dgmfast.plots._curves import kl_layers, kl_units
+from dgmfast.plots._curves import SPLITS, kl_layers, kl_units
 from dgmfast.plots._log import RunLog, names, read_run, series
 from dgmfast.recipes import Recipe
 
@@ -21,22 +22,23 @@ if TYPE_CHECKING:
 
 Runs = Sequence[str | Path | RunLog]
 MOST_COLUMNS = 6  # runs side by side in one figure
+STYLES = ("-", "--", ":")  # of the splits of one run
 
 
 def error_curves(runs: Runs, path: str | Path) -> Path:
-    """The error in percent over the epochs of each run, in one colour per recipe (App. A Fig. 5).
+    """The error in percent over the epochs of each run, in one colour per run (App. A Fig. 5).
 
     Raises:
-        InputError: no run tells its error.
+        InputError: no run tells its error, or one is given twice.
     """
     return _over_epochs(runs, path, "_error", "error (%)", "Classification error")
 
 
 def bound_curves(runs: Runs, path: str | Path) -> Path:
-    """L_1 on the validation or test split over the epochs of each run, in one colour per recipe.
+    """L_1 on the validation or test split over the epochs of each run, in one colour per run.
 
     Raises:
-        InputError: no run was evaluated while it trained, or the runs are on different data.
+        InputError: no run was evaluated while it trained, the runs are on different data, or one is given twice.
     """
     runs = _logs(runs)
     _check_data(runs)
@@ -46,16 +48,14 @@ def bound_curves(runs: Runs, path: str | Path) -> Path:
 def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: str, without: Sequence[str] = ()) -> Path:
     logs, figure = _logs(runs), new_figure(6.4, 4.4)
     axes = figure.subplots()
-    looks: dict[str, str] = {}
-    values: list[float] = []
+    titles, values, drawn = run_titles(logs), [], 0
     for log in logs:
-        for name in names(log.records, suffix=suffix):
-            if name in without:
-                continue
-            label = log.recipe.name if log.recipe.name not in looks else None
-            color = looks.setdefault(log.recipe.name, COLORS[len(looks) % len(COLORS)])
-            line(axes, *series(log.records, name), label, color)
+        found = [name for name in names(log.records, suffix=suffix) if name not in without]
+        for name, style in zip(found, STYLES, strict=False):
+            split = SPLITS.get(name.removesuffix(suffix), name.removesuffix(suffix))
+            line(axes, *series(log.records, name), f"{titles[log.folder]}, {split}", _color(drawn), style=style)
             values += series(log.records, name)[1]
+        drawn += bool(found)
     if not values:
         what = "error" if suffix == "_error" else "bound"
         raise InputError(f"expected the {what} of held-out rows in the metrics of a run; got none in {_folders(logs)}")
@@ -72,6 +72,16 @@ def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: 
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     over_epochs(axes, ylabel, title)
     return save(figure, path)
+
+
+def _color(number: int) -> tuple[float, float, float]:
+    """The colour of run `number`: those of all figures, then more, evenly around the circle of hues."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    if number < len(COLORS):
+        return to_rgb(COLORS[number])
+    red, green, blue = hsv_to_rgb(((number * 0.618034) % 1.0, 0.9, 0.7)).tolist()
+    return red, green, blue
 
 
 def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
@@ -152,24 +162,49 @@ def draw_comparison(folders: Sequence[str | Path], out: str | Path) -> list[Path
             drawn.append(draw(logs, out / f"{name}.png"))
         except InputError as reason:
             reasons.append(str(reason))
+    titles, taken = run_titles(logs), set()
     for group in _same_layers(logs):
-        titled = {_title(log, group): log.folder / METRICS for log in group[:MOST_COLUMNS]}
-        models = "-".join(sorted({log.recipe.model["name"] for log in group}))
-        drawn.append(kl_units(titled, out / f"kl_units_{models}.png"))
-        drawn.append(kl_layers(titled, out / f"kl_layers_{models}.png"))
+        models = stem = "-".join(sorted({log.recipe.model["name"] for log in group}))
+        for number in itertools.count(2):
+            if stem not in taken:
+                break
+            stem = f"{models}-{number}"
+        taken.add(stem)
+        titled = {titles[log.folder]: log.folder / METRICS for log in group}
+        drawn.append(kl_units(titled, out / f"kl_units_{stem}.png"))
+        drawn.append(kl_layers(titled, out / f"kl_layers_{stem}.png"))
     if not drawn:
         raise InputError(f"these runs allow no figure: {'; '.join(reasons)}")
     return drawn
 
 
 def _same_layers(logs: Sequence[RunLog]) -> list[list[RunLog]]:
-    """The runs that tell the KL of their units, by the names of their layers."""
+    """The runs that tell the KL of their units, by the names of their layers, at most MOST_COLUMNS together."""
     groups: dict[tuple[str, ...], list[RunLog]] = defaultdict(list)
     for log in logs:
         layers = tuple(dict.fromkeys(layer for record in log.records for layer in record.get("kl_units") or {}))
         if layers:
             groups[layers].append(log)
-    return list(groups.values())
+    return [group[i : i + MOST_COLUMNS] for group in groups.values() for i in range(0, len(group), MOST_COLUMNS)]
+
+
+def run_titles(logs: Sequence[RunLog]) -> dict[Path, str]:
+    """A title per folder that no other has: the recipe's name, or as much of the folder's end as tells it from runs of the same
+    recipe.
+
+    Raises:
+        InputError: a run is given twice.
+    """
+    titles: dict[Path, str] = {}
+    for log in logs:
+        if log.folder in titles or any(log.folder.samefile(other) for other in titles):
+            raise InputError(f"expected different runs; got {log.folder} twice")
+        same = [other for other in logs if other is not log and other.recipe.name == log.recipe.name]
+        parts, others = log.folder.resolve().parts, [other.folder.resolve().parts for other in same]
+        ends = (n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        title = str(Path(*parts[-next(ends, len(parts)) :])) if same else log.recipe.name
+        titles[log.folder] = title if title not in titles.values() else str(log.folder.resolve())
+    return titles
 
 
 def depth(recipe: Recipe) -> int:
@@ -222,12 +257,6 @@ def _check_data(logs: Sequence[RunLog]) -> None:
 def _last(log: RunLog, name: str) -> float | None:
     values = series(log.records, name)[1]
     return values[-1] if values else None
-
-
-def _title(log: RunLog, among: Sequence[RunLog]) -> str:
-    """The recipe's name, or the folder where another run has the same."""
-    same = [other for other in among if other.recipe.name == log.recipe.name]
-    return log.recipe.name if len(same) == 1 else str(log.folder)
 
 
 def _logs(runs: Runs) -> list[RunLog]:

@@ -120,10 +120,12 @@ def reconstructions(
     n: int = 20,
     y: Tensor | None = None,
     seed: int = 0,
+    rows_name: str = "rows",
 ) -> Path:
     """The first n rows of x [N, D] above the means of p(x | latents) with the latents drawn from q(latents | x).
 
     A model with a label draws it from q(y | x) too, unless y [N] is given. An autoregressive p sees the data's preceding pixels.
+    rows_name: what the title calls the rows, such as "test rows".
     """
     x, layout = x[:n], _layout(layout)
     again = model.reconstruct(x, None if y is None else y[:n], seed)
@@ -140,13 +142,24 @@ def reconstructions(
     what = f"the mean of p(x | z) with {drawn} drawn from q(· | x)"
     if model.autoregressive:
         what = "of each pixel the mean given those before it" + ("" if isinstance(model, PixelCNN) else " and z")
-    figure.suptitle(f"Data, and {what}", fontsize=11)
+    figure.suptitle(f"The first {len(x)} {rows_name}, and {what}", fontsize=11)
     return save(figure, path)
 
 
-def masking_study(model: FAME, x: Tensor, path: str | Path, layout: Layout | ImageShape, *, n: int = 12, seed: int = 0) -> Path:
+def masking_study(
+    model: FAME,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 12,
+    seed: int = 0,
+    rows_name: str = "rows",
+) -> Path:
     """What each input of FAME's PixelCNN adds (App. E Fig. 3): the first n rows of x [N, D], and their reconstructions with both
     inputs, without the image from z, and without x.
+
+    rows_name: what the title calls the rows.
 
     Raises:
         InputError: not a FAME with concatenation.
@@ -165,14 +178,25 @@ def masking_study(model: FAME, x: Tensor, path: str | Path, layout: Layout | Ima
     figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(named) + 0.6)
     axes = figure.subplots()
     _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(named), name) for i, name in enumerate(named)])
-    figure.suptitle("Mean of each pixel where one input of the PixelCNN is zero", fontsize=11)
+    told = f"Mean of each pixel where one input of the PixelCNN is zero, the first {len(x)} {rows_name}"
+    figure.suptitle(told, fontsize=11)
     return save(figure, path)
 
 
 def completions(
-    model: PixelCNN, x: Tensor, path: str | Path, layout: Layout | ImageShape, *, n: int = 12, draws: int = 4, seed: int = 0
+    model: PixelCNN,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 12,
+    draws: int = 4,
+    seed: int = 0,
+    rows_name: str = "rows",
 ) -> Path:
     """The upper halves of the first n rows of x [N, D], and `draws` draws of the lower ones given them.
+
+    rows_name: what the title calls the rows.
 
     Raises:
         InputError: not a PixelCNN.
@@ -189,7 +213,7 @@ def completions(
     axes = figure.subplots()
     names = ["data", "given", *["drawn"] * draws]
     _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(rows), name) for i, name in enumerate(names)])
-    figure.suptitle("The lower half drawn from p(x | upper half)", fontsize=11)
+    figure.suptitle(f"The lower half drawn from p(x | upper half), the first {len(x)} {rows_name}", fontsize=11)
     return save(figure, path)
 
 
@@ -227,11 +251,12 @@ def z2_grid(
     fixed: int = 2,
     n: int = 15,
     seed: int = 0,
+    rows_name: str = "rows",
 ) -> Path:
     """A mesh of a two-dimensional z₂ decoded with its class inferred (left) and with the class `fixed` (right); between them
     the means of q(z₂ | x) at x [N, D], coloured by y [N], with the box of the mesh (thesis Fig. 4.9).
 
-    The noise of z₁, and of y, is the same in every cell.
+    The noise of z₁, and of y, is the same in every cell. rows_name: what the title calls the rows.
 
     Raises:
         InputError: not a CaGeM with a z₂ of size 2, or `fixed` is not one of its classes.
@@ -258,7 +283,7 @@ def z2_grid(
     space.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color="black", linewidth=1.2)
     space.set_xlabel("first unit of z₂")
     space.set_ylabel("second unit of z₂")
-    space.set_title("Mean of q(z₂ | x), and the box of the mesh")
+    space.set_title(f"Mean of q(z₂ | x) of {len(x)} {rows_name}, and the box of the mesh")
     if y is not None:
         space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(figure, path)

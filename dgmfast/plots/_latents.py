@@ -25,13 +25,18 @@ DENSITY_HALF_WIDTH = 4.0
 
 
 @torch.no_grad()
-def latent_space(model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tensor | None = None, seed: int = 0) -> Path:
-    """The means of q for each latent layer at x [N, D], on their two principal components, coloured by the class y [N]."""
+def latent_space(
+    model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tensor | None = None, seed: int = 0, rows_name: str = "rows"
+) -> Path:
+    """The means of q for each latent layer at x [N, D], on their two principal components, coloured by the class y [N].
+
+    rows_name: what the title calls the rows, such as "test rows".
+    """
     means = model.latent_means(x, seed=seed)
     figure = new_figure(5.0 * len(means) + (0.9 if y is not None else 0.0), 4.6)
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
-        _principal(axes, name, mean, y)
+        _principal(axes, name, mean, y, rows_name)
     if y is not None:
         figure.legend(
             *panels[0].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
@@ -76,9 +81,12 @@ def decision_regions(
     labelled: tuple[Tensor, Tensor] | None = None,
     k: int = 10,
     seed: int = 0,
+    rows_name: str = "rows",
 ) -> Path:
     """Rows x [N, 2] with their classes y [N] over the class that the model predicts at each point of the plane, and the labelled
     rows (x, y) in large; beside it the auxiliary space by PCA, for a model that has one (thesis Fig. 4.7).
+
+    k: draws of the latents for each prediction. rows_name: what the title calls the rows.
 
     Raises:
         InputError: a model without a label, or rows that are not points of the plane.
@@ -110,9 +118,9 @@ def decision_regions(
     panels[0].set_xlabel("first coordinate of x")
     panels[0].set_ylabel("second coordinate of x")
     told = "" if labelled is None else f"; large: the {len(labelled[0])} labelled rows"
-    panels[0].set_title(f"Predicted class (background) and class{told}", fontsize=11)
+    panels[0].set_title(f"Predicted class (background, {k} draws)\nand class of {len(x)} {rows_name}{told}", fontsize=10)
     if auxiliary is not None:
-        _principal(panels[1], "a", auxiliary, y)
+        _principal(panels[1], "a", auxiliary, y, rows_name)
     figure.legend(
         *panels[-1].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
     )
@@ -145,7 +153,7 @@ def potential(model: Potential, path: str | Path, *, n: int = 200_000, seed: int
     return save(figure, path)
 
 
-def _principal(axes: Axes, name: str, mean: Tensor, y: Tensor | None) -> None:
+def _principal(axes: Axes, name: str, mean: Tensor, y: Tensor | None, rows_name: str) -> None:
     """The rows of mean [N, D] on their two principal components."""
     from sklearn.decomposition import PCA
 
@@ -159,4 +167,4 @@ def _principal(axes: Axes, name: str, mean: Tensor, y: Tensor | None) -> None:
     scatter(axes, points, None if y is None else y.cpu().numpy())
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
-    axes.set_title(f"Mean of q({name} | x), {mean.shape[1]} dimensions")
+    axes.set_title(f"Mean of q({name} | x), {mean.shape[1]} dimensions, {len(mean)} {rows_name}", fontsize=11)

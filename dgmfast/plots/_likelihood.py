@@ -12,9 +12,12 @@ from dgmfast.plots._canvas import COLORS, line, new_figure, save
 BINS = 40
 
 
-def log_likelihood(result: LogLikelihood, path: str | Path) -> Path:
+def log_likelihood(result: LogLikelihood, path: str | Path, *, title: str = "") -> Path:
     """The mean over the rows of log_px of the first K samples, in nats, over K; and how many rows have which effective sample
-    size (N of at least one row)."""
+    size (N of at least one row).
+
+    title: which model and rows these are.
+    """
     figure = new_figure(10.0, 4.2)
     curve, sizes = figure.subplots(1, 2)
     means = [float(log_px.mean()) for log_px in result.curve.values()]
@@ -32,4 +35,6 @@ def log_likelihood(result: LogLikelihood, path: str | Path) -> Path:
     sizes.set_ylabel("rows")
     sizes.set_title(f"{int(result.dominated().sum())} rows are dominated by a few samples")
     sizes.grid(alpha=0.25)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return save(figure, path)
