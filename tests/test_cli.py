@@ -164,6 +164,10 @@ def test_bench_without_a_source_tree(monkeypatch, tmp_path):
         (["train", "vae-digits", "--lr", "nan"], "learning_rate"),
         (["train", "vae-digits", "--set", "epochs"], "NAME=VALUE"),
         (["train", "vae-digits", "--set", "epoch=3"], "did you mean epochs"),
+        (["train", "vae-digits", "--set", "latent=5"], "no setting is called 'latent'; did you mean model.latent?"),
+        (["train", "vae-digits", "--set", "model.latnt=[5]"], "no setting is called 'latnt'; did you mean latent?"),
+        (["train", "vae-digits", "--set", "model.latent=[5"], "must be JSON, such as [100,50]; got '[5'"),
+        (["evaluate", "nowhere", "--iw", "1e3"], "--iw"),
         (["train", "vae-digits", "--set", "model.latent=[0]"], "must be positive"),
         (["train", "vae-digits", "--set", "model.latent=5"], "latent must be a list of sizes"),
         (["train", "vae-digits", "--set", "model.latent=[1000000000000]"], "model vae: "),
@@ -185,6 +189,13 @@ def test_a_wrong_call(arguments, told, tmp_path, monkeypatch):
     monkeypatch.delenv("DGMFAST_DATA_DIR", raising=False)
     assert told in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_as_python_writes_them():
+    texts = ["a=True", "b=False", "c=None", "d=.001", "e=1.", "f=-2.5E-3", "g=relu", "h=[1, 2]", "i=true", "j=3", 'k={"l": null}']
+    found = cli._train.parse_settings(texts)
+    expected = [True, False, None, 0.001, 1.0, -0.0025, "relu", [1, 2], True, 3, {"l": None}]
+    assert list(found.values()) == expected and [type(v) for v in found.values()] == [type(v) for v in expected]
 
 
 @pytest.mark.parametrize(

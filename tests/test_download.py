@@ -330,3 +330,60 @@ def test_progress_bar(tmp_path, files, start, capsys, monkeypatch):
     fetch(tmp_path / "without tqdm", mirror, progress=True)
     assert capsys.readouterr().err == ""
     assert found(tmp_path / "without tqdm") == whole(files)
+
+
+# ---------------------------------------------------------------- servers that send too much, or too slowly
+
+
+def test_an_endless_body_is_cut_off(tmp_path, files, start, monkeypatch):
+    monkeypatch.setattr(_download, "MOST_BYTES", 1 << 18)
+    endless = start(files | {FIRST: bytes(1 << 24)})
+    endless.misbehave = lambda n: "no length"
+    with pytest.raises(InputError, match=r"expected at most 262144 bytes; the server sends more"):
+        fetch(tmp_path, endless)
+    assert sum(len(body) for body in found(tmp_path).values()) <= 1 << 18
+    fetch(tmp_path / "other", start(files | {FIRST: bytes(1 << 24)}), start(files))
+    assert found(tmp_path / "other") == whole(files), "the next mirror is asked"
+
+
+@pytest.mark.parametrize("length", [str(1 << 40), "9" * 5000, "1e3", "-5", "١٢"])
+def test_a_length_that_no_file_has(length, tmp_path, files, start, monkeypatch):
+    send = Handler.send_header
+    monkeypatch.setattr(
+        Handler, "send_header", lambda self, name, value: send(self, name, length if name == "Content-Length" else value)
+    )
+    with pytest.raises(InputError, match=r"download_mnist: expected train-images") as failure:
+        fetch(tmp_path, start(files))
+    assert len(str(failure.value)) < 500 and found(tmp_path) == {}
+
+
+def test_a_server_that_drips_is_left(tmp_path, files, start, monkeypatch):
+    """A byte now and then outlives any timeout between two bytes."""
+    monkeypatch.setattr(_download, "MOST_SECONDS", 0.3)
+    drips = start(files)
+    finish = Handler.do_GET
+
+    def drip(self):
+        if self.server is not drips:
+            return finish(self)
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"\x1f")
+            time.sleep(0.05)
+
+    monkeypatch.setattr(Handler, "do_GET", drip)
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="no end after 0 seconds"):
+        fetch(tmp_path, drips)
+    assert time.monotonic() - begin < 4.0
+    fetch(tmp_path / "other", drips, start(files))
+    assert found(tmp_path / "other") == whole(files)
+
+
+def test_a_body_that_inflates_beyond_any_file_of_mnist(tmp_path, files, start, monkeypatch):
+    monkeypatch.setattr("dgmfast.data._idx.MOST_BYTES", 1 << 20)
+    bomb = start(files | {FIRST: gzip.compress(bytes(1 << 26))})
+    with pytest.raises(InputError, match="expected at most 1048576 bytes in the gzip file; it holds more"):
+        fetch(tmp_path, bomb)
+    assert found(tmp_path) == {}

@@ -174,7 +174,9 @@ def test_other_settings_start_anew(other, run, run_folder, tmp_path, monkeypatch
     assert {path: path.read_bytes() for path in partials(run)} == kept, "the first command can still go on"
     fresh = Path(shutil.copytree(run_folder, tmp_path / "fresh"))
     call("evaluate", fresh, *SAME, *other, "--no-figures")
-    assert (run / "evaluation.csv").read_bytes() == (fresh / "evaluation.csv").read_bytes()
+    stem = "evaluation-train" if "train" in other else "evaluation"
+    assert (run / f"{stem}.csv").read_bytes() == (fresh / f"{stem}.csv").read_bytes()
+    assert (run / "evaluation.csv").exists() == (stem == "evaluation"), "the run's own numbers are of the test split"
 
 
 def test_another_model_starts_anew(run, monkeypatch):

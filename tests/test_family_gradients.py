@@ -6,6 +6,7 @@ import pytest
 import torch
 from family import BATCH_NORM, LABELLED, TINY, Y, binary, difference_quotients, labels, make, norms, within, zero
 
+from dgmfast import ops
 from dgmfast.errors import InputError
 from dgmfast.models import GumbelSoftmax, LabelSum, Noise, SampledLabel, SparseSum
 from dgmfast.nn import frozen_statistics
@@ -293,3 +294,25 @@ def test_m1_and_m2_train_together_where_asked():
     model.begin_epoch(0)
     Objective().loss(model, binary(4), None, 1.0, 1, labelled=Labelled(binary(3), labels(3), 0.7, 4))[0].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("variant", [variant for variant in TINY if not variant.startswith("fame")])
+def test_a_row_without_weight_does_not_spoil_the_others(variant):
+    """Where p(x | latents) = 0 for every sample, log p(x) = −∞ and has the gradient 0: a loss without that row is as if it were
+    not in the batch."""
+    model, x = narrow(variant), binary(4, 4)
+    x[:, 1:3] = torch.tensor([0.0, 0.0, 0.0, 1.0])[:, None]
+    with torch.no_grad():
+        model.output.logits.bias[1:3] = -1.7e308  # twice that overflows
+
+    def gradients(rows):
+        model.zero_grad()
+        bound = ops.importance_bound(model.log_weights(rows, 3, seed=2))
+        kept = bound.isfinite()
+        assert kept.tolist() == [True] * 3 + [False] * (len(rows) - 3)
+        torch.where(kept, bound, 0.0).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(x[:3])
+    for name, grad in gradients(x).items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")

@@ -29,7 +29,7 @@ from op_cases import (
     output_weights,
 )
 
-from dgmfast import _C, ops
+from dgmfast import _C, models, ops
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 every_op = pytest.mark.parametrize("case", FULL, ids=lambda case: case.op)
@@ -301,9 +301,52 @@ def test_python_threads(case: Case, device: str) -> None:
         assert_same_calls(case, result, expected)
 
 
-def test_negative_bit_views() -> None:
-    """The imaginary part of a conjugate holds its negative in memory; the ops see the values."""
-    mean = torch.randn(4, 5, dtype=torch.complex64).conj().imag
-    assert mean.is_neg()
-    log_var = torch.zeros(4, 5)
-    assert torch.equal(ops.gaussian_kl(mean, log_var), ops.gaussian_kl(mean.clone().resolve_neg(), log_var))
+def negative_view(t: torch.Tensor) -> torch.Tensor:
+    """t as the imaginary part of a conjugate, whose memory holds −t."""
+    view = torch.complex(torch.zeros_like(t), -t).conj().imag
+    assert view.is_neg() and torch.equal(view, t)
+    return view
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_case
+def test_negative_bit_views(case: Case, dtype: torch.dtype, device: str) -> None:
+    """The ops see a tensor's values, also where its memory holds their negatives, and so do their gradients."""
+    tensors = case.tensors(18, device=device, dtype=dtype)
+    weights = output_weights([out.detach() for out in case.call(**tensors)])
+    expected = evaluate(case.call, tensors, weights)
+    for name in case.floating:
+        assert_same_calls(case, evaluate(case.call, {**tensors, name: negative_view(tensors[name])}, weights), expected)
+    assert_same_calls(case, evaluate(case.call, tensors, [negative_view(w) for w in weights]), expected)
+
+
+def test_negative_bit_views_of_the_other_ops_and_of_the_sampler(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    log_w = drawn(4, 6)
+    for got, expected in zip(ops.importance_state(negative_view(log_w)), ops.importance_state(log_w), strict=True):
+        assert torch.equal(got, expected)
+    image, weight, bias = drawn(2, 3, 5, 5), drawn(6, 3, 3, 3), drawn(6)
+    truth = ops.masked_conv2d(image.double(), weight.double(), bias.double(), "A")
+    got = ops.masked_conv2d(negative_view(image), negative_view(weight), negative_view(bias), "A")
+    torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
+    z, x = drawn(4, 3), drawn(4, 7).sigmoid()
+    layers = [drawn(5, 3), drawn(7, 5)], [drawn(5), drawn(7)]
+    views = tuple([negative_view(t) for t in some] for some in layers)
+    expected = ops.mlp_bernoulli_log_prob(z, *layers, x, "tanh")
+    torch.testing.assert_close(
+        ops.mlp_bernoulli_log_prob(negative_view(z), *views, negative_view(x), "tanh"), expected, rtol=1e-5, atol=1e-5
+    )
+    torch.manual_seed(0)
+    net = models.create("pixelcnn", x_dim=6, image=(1, 2, 3), maps=2, blocks=1, tail=2, first_kernel=3).eval()
+    rows, keep = torch.ones(3, 6), torch.arange(6) < 3
+    expected = net.complete(rows, keep, seed=1)
+    assert torch.equal(net.complete(negative_view(rows), keep, seed=1), expected) and bool((expected[:, :3] == 1.0).all())
+    with torch.no_grad():
+        for module in net.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, torch.nn.Parameter(negative_view(parameter.detach())))
+    assert torch.equal(net.complete(rows, keep, seed=1), expected)

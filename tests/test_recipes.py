@@ -136,6 +136,9 @@ def test_override_reaches_nested_settings():
         ({"objective.k": "5"}, "objective.k must be of type int"),
         ({"model": {}}, "model's name under 'name'"),
         ({"model.latent": {1, 2}}, "model must hold what JSON can hold"),
+        ({"latent": 5}, "no setting is called 'latent'; did you mean model.latent?"),
+        ({"k": 5}, "no setting is called 'k'; did you mean objective.k?"),
+        ({"batch_size": 1e2}, "batch_size must be of type int; got 100.0; write 100"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, message):
