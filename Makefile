@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python -m dgmfast demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -203,8 +203,10 @@ def export(folder: Path, tensors: dict[str, Tensor], epoch: int) -> None:
     """Write model.safetensors (InputError on a full disk)."""
     from safetensors.torch import save
 
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"epoch": str(epoch)})
-    write_atomically(folder / EXPORT, content)
+    tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    # one entry, because safetensors writes several in any order, and a resumed run ends with the same bytes
+    told = {"dgmfast": json.dumps({"epoch": epoch, "blake2b": tensor_digest(tensors)})}
+    write_atomically(folder / EXPORT, save(tensors, told))
 
 
 def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], dataset: data.Dataset) -> None:
@@ -254,15 +256,19 @@ def _import(path: Path, model: GenerativeModel) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            text = (file.metadata() or {}).get("epoch", "0")
+            told = parse_json((file.metadata() or {}).get("dgmfast", "{}"))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: expected the parameters of this run's model; got {reason}") from error
     check_tensors(path, tensors, model.state_dict())
+    digest = tensor_digest({name: tensors[name] for name in sorted(tensors)})
+    epoch = told.get("epoch", 0) if isinstance(told, dict) else told
+    if not isinstance(told, dict) or type(epoch) is not int or not 0 <= epoch < 1 << 40:
+        raise InputError(f"{path}: expected the number of epochs that were trained; got {epoch!r:.50}")
+    if told.get("blake2b", digest) != digest:  # a file that something else wrote may have none
+        raise InputError(f"{path}: expected the parameters that were written; got others, so the file is damaged")
     model.load_state_dict(tensors)
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise InputError(f"{path}: expected the number of epochs that were trained; got {text!r:.50}")
-    return int(text)
+    return epoch
 
 
 def create_model(recipe: Recipe) -> GenerativeModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import torch
 from op_cases import DEVICES, PATHS, dtypes_of
 
 from dgmfast import _C, data
+
+# Tests that run beside each other share the cores: two threads each on as many cores as tests wait for one another at every op.
+BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if BESIDE > 1 and "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // BESIDE))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the processes that tests start
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import bad_inputs
 import torch
 
-ACCEPTED = {"refused", "harmless", "accepted"}
+ACCEPTED = {"refused", "harmless", "accepted", "told"}
 
 
 def test_a_sample_of_the_campaign(tmp_path: Path) -> None:

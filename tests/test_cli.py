@@ -235,6 +235,14 @@ def test_a_damaged_run(file, content, told, run):
     assert told in refused("sample", run)
 
 
+def test_a_flipped_bit_of_a_parameter(run):
+    path = run / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert "expected the parameters that were written; got others" in refused("evaluate", run)
+
+
 def test_parameters_of_another_model(run, tmp_path):
     call("train", "vae-digits", "--out", tmp_path / "other", "--epochs", "0", "--no-figures")
     shutil.copy(tmp_path / "other" / "model.safetensors", run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def _draw_classes(
 
 
 def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:
+    if not metrics.exists() and title:
+        warnings.warn(f"{metrics} is not there: the figures of the training are left out", stacklevel=3)
     if not metrics.exists() or metrics.stat().st_size == 0:
         return []
     drawn = [training_curve(metrics, out / "training_curve.png")]
