@@ -450,7 +450,7 @@ CLEAN: dict[str, Any] = {}  # what each command makes of the undamaged run
 def call(arguments: tuple[str, ...], folder: Path) -> Any:
     filled = [a.replace("RUN", str(folder)) if a.startswith("RUN") else a for a in arguments]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("always")
         return CliRunner().invoke(cli.main, filled)
 
 

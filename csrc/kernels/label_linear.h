@@ -25,7 +25,7 @@ struct LabelLinearBackward {
   const void* grad;         // [rows, Y, H]
   const void* out;          // [rows, Y, H]
   void* grad_shared;        // [rows, H]; null: not wanted
-  void* grad_label_weight;  // [segments, Y, H]; null: not wanted
+  void* grad_label_weight;  // [segments, Y, H], float32 where the others have 16 bits; null: not wanted
 
   constexpr int64_t segments() const { return (rows + segment - 1) / segment; }
 };

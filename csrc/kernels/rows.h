@@ -26,7 +26,8 @@ struct RowPlan {
   int64_t dim = 0;
   DType dtype = DType::f32;
   Grid outer, inner;
-  int64_t segments = 1;  // CUDA cuts a long inner sum in this many partial sums, [segments, outer.rows, dim]
+  // CUDA cuts a long inner sum in this many partial sums, [segments, outer.rows, dim], in float32 where it stores 16 bits
+  int64_t segments = 1;
 };
 
 }  // namespace dgmfast

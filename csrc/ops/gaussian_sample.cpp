@@ -80,8 +80,11 @@ NoiseKey noise_key(const Int& seed, const OptionalTensor& seed_tensor, const Int
                uint32_t(first_row.expect_int()),
                uint32_t(first_sample.expect_int()),
                samples};
-  if (tensor && tensor->is_cuda()) key.seed_on_device = tensor->const_data_ptr<int64_t>();
-  if (tensor && tensor->is_cpu()) key.seed = *tensor->const_data_ptr<int64_t>();
+  if (tensor && runs_cuda(tensor->device())) {
+    key.seed_on_device = tensor->const_data_ptr<int64_t>();
+  } else if (tensor) {
+    key.seed = *tensor->const_data_ptr<int64_t>();
+  }
   return key;
 }
 

@@ -89,7 +89,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& label_weight
 
 // Rows that are summed before they join the total: on the CPU against rounding, on CUDA to occupy the card.
 int64_t segment_rows(const Tensor& grad, int64_t rows, int64_t targets) {
-  if (grad.is_cpu()) return 64;
+  if (!runs_cuda(grad.device())) return 64;
   const int64_t segments = std::max<int64_t>(1, kCudaThreads / targets);
   return std::max<int64_t>(1, (rows + segments - 1) / segments);
 }
@@ -115,7 +115,7 @@ Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, con
     params.grad_shared = shared.mutable_data_ptr();
   }
   if (wanted[2]) {
-    partial = at::empty({params.segments(), labels, dim}, x.options());
+    partial = at::empty({params.segments(), labels, dim}, x.options().dtype(sum_type(x)));
     params.grad_label_weight = partial.mutable_data_ptr();
   }
   const int64_t items = params.segments() * ((dim + kLabelColumns - 1) / kLabelColumns);
@@ -129,7 +129,10 @@ Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, con
     if (wanted[0]) grad_x = at::mm(of_x, weight).view(x.sizes());
     if (wanted[1]) grad_weight = at::mm(of_x.t(), x.reshape({own_rows, x.size(-1)}));
   }
-  if (wanted[2]) grad_label_weight = (params.segments() == 1 ? partial[0] : partial.sum(0)).t().contiguous();
+  if (wanted[2]) {
+    const Tensor sum = params.segments() == 1 ? partial[0] : partial.sum(0);
+    grad_label_weight = sum.to(x.scalar_type()).t().contiguous();
+  }
   if (wanted[3]) grad_bias = at::sum_to(shared, bias->sizes());
   return {grad_x, grad_weight, grad_label_weight, grad_bias};
 }

@@ -139,7 +139,7 @@ struct Problem {
         bias(pointer(bias_) ? OptionalTensor(bias_->contiguous()) : std::nullopt),
         x(with_unit_stride(x_.is_floating_point() ? x_.to(sum_type(h_)) : x_).unsqueeze(1)),
         dim(weight.size(0)),
-        blocks(h.size(0), h.size(1), std::max<int64_t>(1, (h.is_cpu() ? kCpuNumbers : kCudaNumbers) / dim)) {}
+        blocks(h.size(0), h.size(1), std::max<int64_t>(1, (runs_cuda(h.device()) ? kCudaNumbers : kCpuNumbers) / dim)) {}
 
   bool is_half() const { return h.scalar_type() != sum_type(h); }
   Tensor buffer(at::ScalarType type) const { return at::empty({blocks.largest(), dim}, h.options().dtype(type)); }
@@ -175,7 +175,7 @@ struct Buffers {
 // body(first, last) on ranges of n things, at once on several threads. A single one is left to the threads of the library.
 template <class Body>
 void in_parallel(const at::Device& device, int64_t n, Body body) {
-  if (device.is_cuda() || n == 1) return body(0, n);
+  if (runs_cuda(device) || n == 1) return body(0, n);
   at::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // threads do not inherit it
     body(first, last);

@@ -88,7 +88,7 @@ void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Te
   params.out = out.mutable_data_ptr();
   copy_strides(x, params.x_stride), copy_strides(out, params.out_stride);
   params.bands = 1;
-  if (x.is_cuda()) return launch(x.device(), params, 1, 1, cpu::masked_conv2d, cuda::masked_conv2d);
+  if (runs_cuda(x.device())) return launch(x.device(), params, 1, 1, cpu::masked_conv2d, cuda::masked_conv2d);
   const int64_t items = 4 * at::get_num_threads();  // that leave no thread without work
   params.bands = std::clamp<int64_t>((items + params.batch - 1) / params.batch, 1, std::max<int64_t>(1, params.height / 4));
   params.chunk = chunk_of(params);
@@ -111,7 +111,7 @@ constexpr int64_t kPartialBytes = 1 << 24;
 void split(MaskedConv2dWeight& p, const Tensor& x) {
   const int64_t row = p.taps.entries() + 1;
   const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  if (x.is_cuda()) {
+  if (runs_cuda(x.device())) {
     const int64_t pixels = p.batch * p.height * p.width, tiles = ceil(row, 64) * ceil(p.taps.outputs, 64);
     p.group = std::max<int64_t>(256, ceil(pixels, std::max<int64_t>(1, 512 / tiles)));
     p.groups = ceil(pixels, p.group), p.parts = 1;
@@ -134,8 +134,9 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
   const Tensor partial = at::empty({params.groups, taps.entries() + 1, taps.outputs}, x.options().dtype(sum_type));
   params.partial = partial.mutable_data_ptr(), params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_bias = grad_bias.numel() ? grad_bias.mutable_data_ptr() : nullptr;
-  if (x.is_cpu()) launch_with_scratch(params, params.groups * params.parts, 1, cpu::masked_conv2d_weight);
-  const int64_t items = x.is_cpu() ? (taps.outputs + kConvOutputs - 1) / kConvOutputs : 1;
+  const bool on_cpu = !runs_cuda(x.device());
+  if (on_cpu) launch_with_scratch(params, params.groups * params.parts, 1, cpu::masked_conv2d_weight);
+  const int64_t items = on_cpu ? (taps.outputs + kConvOutputs - 1) / kConvOutputs : 1;
   launch(x.device(), params, items, params.groups * taps.entries() * kConvOutputs, cpu::masked_conv2d_weight_sum,
          cuda::masked_conv2d_weight);
 }

@@ -73,7 +73,9 @@ Tensor by_layers(const Tensor& h, at::TensorList weights, at::TensorList biases,
 }
 
 Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, const Tensor& x_, Name activation) {
-  const Tensor log_prob = at::empty(check<int64_t>(h_, weights, biases, x_, activation), h_.options());
+  const auto leading = check<int64_t>(h_, weights, biases, x_, activation);
+  if (runs_cuda(h_.device())) return by_layers(h_, weights, biases, x_, activation);
+  const Tensor log_prob = at::empty(leading, h_.options());
   if (log_prob.numel() == 0) return log_prob;
   const Tensor h = h_.contiguous(), x = with_unit_stride(x_);
   std::vector<Tensor> packed;  // as long as the kernel runs
@@ -90,11 +92,6 @@ Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, 
   constexpr int64_t grain = 32;  // rows, a tile or more
   launch_with_scratch(params, log_prob.numel(), grain, cpu::mlp_bernoulli_log_prob);
   return log_prob;
-}
-
-Tensor forward_cuda(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
-  check<int64_t>(h, weights, biases, x, activation);
-  return by_layers(h, weights, biases, x, activation);
 }
 
 Tensor forward_meta(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
@@ -119,7 +116,7 @@ Tensor mlp_bernoulli_log_prob(const Tensor& h, at::TensorList weights, at::Tenso
 }
 
 TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
-TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward_cuda); }
+TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, &autograd); }
 // vmap's fallback takes no lists

@@ -54,10 +54,10 @@ void check_floating(const char* op, c10::ArrayRef<Arg> args) {
   const Tensor& first = *args[0].tensor;
   const at::ScalarType type = first.scalar_type();
   const bool half = type == at::kHalf || type == at::kBFloat16;
-  TORCH_CHECK_TYPE(
-      type == at::kFloat || type == at::kDouble || (half && !first.is_cpu()), op, ": ", args[0].name,
-      first.is_cpu() ? " must be float32 or float64 on the CPU; got " : " must be float32, float64, bfloat16 or float16; got ",
-      name_of(type));
+  const bool cpu = first.is_cpu() && !runs_cuda(first.device());
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || (half && !cpu), op, ": ", args[0].name,
+                   cpu ? " must be float32 or float64 on the CPU; got " : " must be float32, float64, bfloat16 or float16; got ",
+                   name_of(type));
   for (const Arg& arg : args.slice(1)) {
     if (!arg.tensor) continue;
     check_same_device(op, args[0], arg);
@@ -231,6 +231,7 @@ void run_with_scratch(int64_t bytes, int64_t items, int64_t grain, c10::function
 }
 
 void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body) {
+  if (!device.is_cuda()) return body(nullptr);  // DGMFAST_CUDA_ON_HOST
   const c10::DeviceGuard guard(device);
   body(c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
 }
@@ -250,7 +251,7 @@ void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayR
     RowPlan plan = make_plan(op, leading, dim, dtype_of(first), inputs, reduced[i]);
     const bool empty = plan.inner.rows == 0;
     const int64_t targets = plan.outer.rows * dim;
-    if (first.is_cuda() && targets > 0 && targets < kCudaThreads) {
+    if (runs_cuda(first.device()) && targets > 0 && targets < kCudaThreads) {
       plan.segments = std::min(plan.inner.rows, std::max<int64_t>(1, kCudaThreads / targets));
     }
     c10::SmallVector<void*, kMaxInputs> out(wanted.size(), nullptr);
@@ -259,14 +260,15 @@ void gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayR
       if (!wanted[j] || reduced[j] != reduced[i]) continue;
       done |= 1u << j;
       if (empty) grads[j].zero_();
-      partial[j] = plan.segments > 1 ? at::empty({plan.segments, plan.outer.rows * dim}, grads[j].options()) : grads[j];
+      const auto options = grads[j].options().dtype(sum_type(first));
+      partial[j] = plan.segments > 1 ? at::empty({plan.segments, plan.outer.rows * dim}, options) : grads[j];
       out[j] = partial[j].mutable_data_ptr();
     }
     if (empty) continue;
     run(plan, plan.outer.rows * ((dim + kColumnsPerItem - 1) / kColumnsPerItem), out);
     if (plan.segments == 1) continue;
     for (size_t j = 0; j < wanted.size(); ++j) {
-      if (out[j]) grads[j] = partial[j].sum(0).view(grads[j].sizes());
+      if (out[j]) grads[j] = partial[j].sum(0).to(first.scalar_type()).view(grads[j].sizes());
     }
   }
 }

@@ -85,6 +85,16 @@ struct PlanInput {
 
 RowPlan forward_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs);
 
+// Whether ops on this device run CUDA kernels: on a card, and in a build with DGMFAST_CUDA_ON_HOST, which is for tests, on the
+// CPU.
+inline bool runs_cuda(const at::Device& device) {
+#ifdef DGMFAST_CUDA_ON_HOST
+  return true;
+#else
+  return device.is_cuda();
+#endif
+}
+
 // Runs a CPU kernel on chunks of `items`, each of about `cost` numbers, or a CUDA kernel on the current stream.
 template <class Params>
 void launch(const at::Device& device, const Params& params, int64_t items, int64_t cost, CpuKernel<Params> cpu,
@@ -105,7 +115,7 @@ template <class Params>
 void launch(const at::Device& device, const Params& params, int64_t items, int64_t cost, CpuKernel<Params> cpu,
             CudaKernel<Params> cuda) {
   if (items == 0) return;
-  if (device.is_cuda()) {
+  if (runs_cuda(device)) {
     detail::run_on_cuda(device, [&](void* stream) { cuda(params, stream); });
   } else {
     detail::run_on_cpu(items, cost, [&](int64_t begin, int64_t end) { cpu(params, begin, end); });

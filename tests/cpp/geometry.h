@@ -9,6 +9,14 @@
 #include "check.h"
 #include "kernels/kernel.h"
 #include "kernels/rows.h"
+#ifdef DGMFAST_CUDA
+#include "cuda/emulator.h"
+#endif
+
+namespace dgmfast {
+namespace cpu {}
+namespace cuda {}
+}  // namespace dgmfast
 
 namespace geometry {
 
@@ -70,7 +78,14 @@ RowPlan make_plan(const Shape& s, const std::vector<const Input<T>*>& inputs) {
   return plan;
 }
 
-// Runs a kernel on its items in three pieces, out of order, as threads would.
+// The kernels that a test file tests: those of the CPU, or with DGMFAST_CUDA those of CUDA, executed by the emulator.
+#ifdef DGMFAST_CUDA
+namespace backend = dgmfast::cuda;
+#else
+namespace backend = dgmfast::cpu;
+#endif
+
+// Runs a kernel of the CPU on its items in three pieces, out of order, as threads would.
 template <class Params>
 void run(dgmfast::CpuKernel<Params> kernel, const Params& params, int64_t items) {
   const int64_t a = items / 3, b = items - items / 4;
@@ -79,10 +94,25 @@ void run(dgmfast::CpuKernel<Params> kernel, const Params& params, int64_t items)
   kernel(params, a, b);
 }
 
+// Launches a kernel of CUDA as the ops do: never on nothing.
+template <class Params>
+void run(dgmfast::CudaKernel<Params> kernel, const Params& params, int64_t items) {
+  if (items > 0) kernel(params, nullptr);
+}
+
 inline int64_t gradient_items(const RowPlan& plan) { return plan.outer.rows * ((plan.dim + 255) / 256); }
 
+// On a CPU every instruction set of the processor; of CUDA three orders in which the threads of a block run.
 template <class Body>
-void on_every_isa(Body body) {
+void on_every_path(Body body) {
+#ifdef DGMFAST_CUDA
+  for (const auto schedule : {emu::Schedule::forward, emu::Schedule::reverse, emu::Schedule::random}) {
+    emu::set_schedule(schedule);
+    body();
+    CHECK(emu::counts().errors == 0);
+  }
+  emu::set_schedule(emu::Schedule::forward);
+#else
   const dgmfast::Isa active = dgmfast::active_isa();
   for (const auto isa : {dgmfast::Isa::baseline, dgmfast::Isa::avx2, dgmfast::Isa::avx512}) {
     if (!dgmfast::isa_available(isa)) continue;
@@ -90,6 +120,7 @@ void on_every_isa(Body body) {
     body();
   }
   dgmfast::set_isa(active);
+#endif
 }
 
 // What an activation of kernels/rows.h is.

@@ -152,5 +152,5 @@ void every_problem() {
 }  // namespace
 
 TEST(masked_conv2d) {
-  on_every_isa([] { every_problem<float>(), every_problem<double>(); });
+  on_every_path([] { every_problem<float>(), every_problem<double>(); });
 }

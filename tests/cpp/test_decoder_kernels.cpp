@@ -73,7 +73,7 @@ void decoders() {
 }  // namespace
 
 TEST(mlp_bernoulli_log_prob) {
-  on_every_isa([] {
+  on_every_path([] {
     decoders<float, float>(), decoders<double, double>();
     decoders<float, uint8_t>(), decoders<double, uint8_t>();
   });

@@ -46,7 +46,7 @@ void kl_forward() {
                          has_mean ? mean_p.data.data() : nullptr,
                          has_log_var ? log_var_p.data.data() : nullptr,
                          kl.data()};
-      run(cpu::gaussian_kl, p, s.outer);
+      run(backend::gaussian_kl, p, s.outer);
       for (int64_t r = 0; r < s.outer; ++r) {
         Long sum = 0;
         for (int64_t d = 0; d < s.dim; ++d) {
@@ -80,7 +80,7 @@ void kl_backward() {
           out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
           p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
         }
-        run(cpu::gaussian_kl_backward, p, gradient_items(plan));
+        run(backend::gaussian_kl_backward, p, gradient_items(plan));
         for (int64_t o = 0; o < s.outer; ++o) {
           for (int64_t d = 0; d < s.dim; ++d) {
             Long sum[4] = {}, size = 0;
@@ -110,7 +110,7 @@ void log_prob_both_ways() {
       std::vector<T> log_prob(s.outer);
       const RowPlan plan = make_plan<T>(s, {&x, &mean, &log_var});
       const void *means = has_mean ? mean.data.data() : nullptr, *log_vars = has_log_var ? log_var.data.data() : nullptr;
-      run(cpu::gaussian_log_prob, GaussianLogProb{plan, x.data.data(), means, log_vars, log_prob.data()}, s.outer);
+      run(backend::gaussian_log_prob, GaussianLogProb{plan, x.data.data(), means, log_vars, log_prob.data()}, s.outer);
       for (int64_t r = 0; r < s.outer; ++r) {
         Long sum = 0;
         for (int64_t d = 0; d < s.dim; ++d) {
@@ -139,7 +139,7 @@ void log_prob_both_ways() {
           out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
           p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
         }
-        run(cpu::gaussian_log_prob_backward, p, gradient_items(plan));
+        run(backend::gaussian_log_prob_backward, p, gradient_items(plan));
         for (int64_t o = 0; o < s.outer; ++o) {
           for (int64_t d = 0; d < s.dim; ++d) {
             Long sum[3] = {}, size = 0;
@@ -168,7 +168,7 @@ void merge_both_ways() {
                           {mean_q.data.data(), log_var_q.data.data(), mean_p.data.data(), log_var_p.data.data()},
                           mean.data(),
                           log_var.data()};
-    run(cpu::gaussian_merge, p, s.outer);
+    run(backend::gaussian_merge, p, s.outer);
     for (int64_t i = 0; i < s.outer * s.dim; ++i) {
       const int64_t r = i / s.dim, d = i % s.dim;
       const Long a = std::exp(-Long(log_var_q.row(r)[d])), b = std::exp(-Long(log_var_p.row(r)[d]));
@@ -191,7 +191,7 @@ void merge_both_ways() {
         out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
         p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
       }
-      run(cpu::gaussian_merge_backward, p, gradient_items(plan));
+      run(backend::gaussian_merge_backward, p, gradient_items(plan));
       for (int64_t o = 0; o < s.outer; ++o) {
         for (int64_t d = 0; d < s.dim; ++d) {
           Long sum[4] = {};
@@ -225,7 +225,8 @@ void sample_both_ways() {
     const Input<T> mean(s, true, true, gap, 1, -2, 2), log_var(s, false, false, 0, 2, -2, 2);
     std::vector<T> z(s.outer * s.dim), log_q(s.outer);
     const RowPlan plan = make_plan<T>(s, {&mean, &log_var});
-    run(cpu::gaussian_sample, GaussianSample{plan, key, mean.data.data(), log_var.data.data(), z.data(), log_q.data()}, s.outer);
+    run(backend::gaussian_sample, GaussianSample{plan, key, mean.data.data(), log_var.data.data(), z.data(), log_q.data()},
+        s.outer);
     for (int64_t r = 0; r < s.outer; ++r) {
       Long sum = 0;
       for (int64_t d = 0; d < s.dim; ++d) {
@@ -248,7 +249,7 @@ void sample_both_ways() {
         out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
         p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
       }
-      run(cpu::gaussian_sample_backward, p, gradient_items(plan));
+      run(backend::gaussian_sample_backward, p, gradient_items(plan));
       for (int64_t o = 0; o < s.outer; ++o) {
         for (int64_t d = 0; d < s.dim; ++d) {
           Long sum[2] = {};
@@ -266,14 +267,14 @@ void sample_both_ways() {
 }  // namespace
 
 TEST(gaussian_kl) {
-  on_every_isa([] { kl_forward<float>(), kl_forward<double>(), kl_backward<float>(), kl_backward<double>(); });
+  on_every_path([] { kl_forward<float>(), kl_forward<double>(), kl_backward<float>(), kl_backward<double>(); });
 }
 TEST(gaussian_log_prob) {
-  on_every_isa([] { log_prob_both_ways<float>(), log_prob_both_ways<double>(); });
+  on_every_path([] { log_prob_both_ways<float>(), log_prob_both_ways<double>(); });
 }
 TEST(gaussian_merge) {
-  on_every_isa([] { merge_both_ways<float>(), merge_both_ways<double>(); });
+  on_every_path([] { merge_both_ways<float>(), merge_both_ways<double>(); });
 }
 TEST(gaussian_sample) {
-  on_every_isa([] { sample_both_ways<float>(), sample_both_ways<double>(); });
+  on_every_path([] { sample_both_ways<float>(), sample_both_ways<double>(); });
 }

@@ -27,7 +27,7 @@ void bound_both_ways() {
       const Shape s{k > 1000 ? 2 : 5, 1, k};
       const Input<T> log_w(s, true, true, k % 3, 1, -90 - spread, -90 + spread), grad({s.outer, 1, 1}, true, true, 0, 2, -1, 1);
       std::vector<T> bound(s.outer), out(s.outer * k);
-      run(cpu::importance_bound, ImportanceBound{make_plan<T>(s, {&log_w}), log_w.data.data(), bound.data()}, s.outer);
+      run(backend::importance_bound, ImportanceBound{make_plan<T>(s, {&log_w}), log_w.data.data(), bound.data()}, s.outer);
       std::vector<Long> truth(s.outer);
       for (int64_t r = 0; r < s.outer; ++r) {
         truth[r] = log_mean(log_w.row(r), k);
@@ -35,7 +35,7 @@ void bound_both_ways() {
       }
       const RowPlan plan = make_plan<T>(s, {&log_w, &grad});
       const ImportanceBoundBackward p{plan, log_w.data.data(), grad.data.data(), out.data()};
-      run(cpu::importance_bound_backward, p, s.outer);
+      run(backend::importance_bound_backward, p, s.outer);
       for (int64_t i = 0; i < s.outer * k; ++i) {
         const int64_t r = i / k;
         const T* w = log_w.row(r);
@@ -61,7 +61,7 @@ void special_bounds() {
           const Shape s{1, 1, k};
           Input<T> input(s, true, true, 0, 1, 0, 1);
           input.data = log_w;
-          run(cpu::importance_bound, ImportanceBound{make_plan<T>(s, {&input}), input.data.data(), bound.data()}, 1);
+          run(backend::importance_bound, ImportanceBound{make_plan<T>(s, {&input}), input.data.data(), bound.data()}, 1);
           if (std::isnan(special)) {
             CHECK(std::isnan(bound[0]));
           } else if (special == inf) {
@@ -87,7 +87,8 @@ void special_gradients() {
       Input<T> input(s, true, true, 0, 1, 0, 1), upstream({1, 1, 1}, true, true, 0, 1, 0, 1);
       input.data = log_w, upstream.data = {grad};
       const RowPlan plan = make_plan<T>(s, {&input, &upstream});
-      run(cpu::importance_bound_backward, ImportanceBoundBackward{plan, input.data.data(), upstream.data.data(), out.data()}, 1);
+      run(backend::importance_bound_backward, ImportanceBoundBackward{plan, input.data.data(), upstream.data.data(), out.data()},
+          1);
       return out;
     };
     for (const T grad : {T(0), T(2), inf, nan}) CHECK(gradient(std::vector<T>(k, -inf), grad) == std::vector<T>(k, T(0)));
@@ -108,13 +109,13 @@ void states() {
     const Input<T> log_w(s, true, true, k % 3, 1, -120, -60);
     std::vector<double> half(s.outer * kStateSize), whole(s.outer * kStateSize), twice(s.outer * kStateSize);
     RowPlan plan = make_plan<T>(s, {&log_w});
-    run(cpu::importance_state, ImportanceState{plan, log_w.data.data(), nullptr, whole.data()}, s.outer);
+    run(backend::importance_state, ImportanceState{plan, log_w.data.data(), nullptr, whole.data()}, s.outer);
     // the first k / 2 weights, then the others onto them
     RowPlan first = plan, second = plan;
     first.dim = k / 2, second.dim = k - k / 2;
     set_strides(second, 1, kStateSize, 0);
-    run(cpu::importance_state, ImportanceState{first, log_w.data.data(), nullptr, half.data()}, s.outer);
-    run(cpu::importance_state, ImportanceState{second, log_w.data.data() + k / 2, half.data(), twice.data()}, s.outer);
+    run(backend::importance_state, ImportanceState{first, log_w.data.data(), nullptr, half.data()}, s.outer);
+    run(backend::importance_state, ImportanceState{second, log_w.data.data() + k / 2, half.data(), twice.data()}, s.outer);
     for (int64_t r = 0; r < s.outer; ++r) {
       Long top = -1e30L, sum = 0, squares = 0, logs = 0;
       for (int64_t i = 0; i < k; ++i) top = std::fmax(top, Long(log_w.row(r)[i])), logs += log_w.row(r)[i];
@@ -130,14 +131,14 @@ void states() {
 }  // namespace
 
 TEST(importance_bound) {
-  on_every_isa([] { bound_both_ways<float>(), bound_both_ways<double>(); });
+  on_every_path([] { bound_both_ways<float>(), bound_both_ways<double>(); });
 }
 TEST(importance_bound_of_special_values) {
-  on_every_isa([] { special_bounds<float>(), special_bounds<double>(); });
+  on_every_path([] { special_bounds<float>(), special_bounds<double>(); });
 }
 TEST(importance_bound_gradient_of_special_values) {
-  on_every_isa([] { special_gradients<float>(), special_gradients<double>(); });
+  on_every_path([] { special_gradients<float>(), special_gradients<double>(); });
 }
 TEST(importance_state) {
-  on_every_isa([] { states<float>(), states<double>(); });
+  on_every_path([] { states<float>(), states<double>(); });
 }

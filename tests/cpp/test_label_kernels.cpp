@@ -37,7 +37,7 @@ void labels_forward() {
       const Input<T> logits(s, true, true, labels % 3, 1, -spread, spread), values(s, false, false, 0, 2, -110, -90);
       std::vector<T> bound(s.outer);
       const RowPlan plan = make_plan<T>(s, {&logits, &values});
-      run(cpu::marginalize_labels, MarginalizeLabels{plan, logits.data.data(), values.data.data(), bound.data(), nullptr},
+      run(backend::marginalize_labels, MarginalizeLabels{plan, logits.data.data(), values.data.data(), bound.data(), nullptr},
           s.outer);
       for (int64_t r = 0; r < s.outer; ++r) {
         CHECK(near(bound[r], exact_row(logits.row(r), values.row(r), labels).total, 100, 4));
@@ -59,7 +59,7 @@ void labels_backward() {
     rows.outer.stride[0][0] = logits.outer_stride, rows.outer.stride[0][1] = logits.inner_stride;
     rows.outer.stride[1][0] = values.outer_stride, rows.outer.stride[1][1] = values.inner_stride;
     std::vector<T> sums(s.outer * s.inner * kLabelSums);
-    run(cpu::marginalize_labels, MarginalizeLabels{rows, logits.data.data(), values.data.data(), nullptr, sums.data()},
+    run(backend::marginalize_labels, MarginalizeLabels{rows, logits.data.data(), values.data.data(), nullptr, sums.data()},
         s.outer * s.inner);
     for (int wanted = 1; wanted < 4; ++wanted) {
       RowPlan plan = make_plan<T>(s, {&logits, &values, &grad});
@@ -70,7 +70,7 @@ void labels_backward() {
         out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
         p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
       }
-      run(cpu::marginalize_labels_backward, p, gradient_items(plan));
+      run(backend::marginalize_labels_backward, p, gradient_items(plan));
       for (int64_t o = 0; o < s.outer; ++o) {
         std::vector<Long> sum[2] = {std::vector<Long>(s.dim), std::vector<Long>(s.dim)};
         for (int64_t i = 0; i < s.inner; ++i) {
@@ -123,7 +123,7 @@ void layer_both_ways() {
         grad(all, true, true, 0, 3, -1, 1);
     for (const Activation activation : kActivations) {
       std::vector<T> out(rows * labels * dim);
-      run(cpu::label_linear,
+      run(backend::label_linear,
           LabelLinear{labels, dim, rows, dtype_of<T>(), activation, shared.data.data(), label_weight.data.data(), out.data()},
           rows * labels);
       for (int64_t i = 0; i < int64_t(out.size()); ++i) {
@@ -138,7 +138,7 @@ void layer_both_ways() {
           std::vector<T> by_row(wanted & 1 ? rows * dim : 0), by_label(wanted & 2 ? p.segments() * labels * dim : 0);
           p.grad_shared = wanted & 1 ? by_row.data() : nullptr;
           p.grad_label_weight = wanted & 2 ? by_label.data() : nullptr;
-          run(cpu::label_linear_backward, p, p.segments() * ((dim + kLabelColumns - 1) / kLabelColumns));
+          run(backend::label_linear_backward, p, p.segments() * ((dim + kLabelColumns - 1) / kLabelColumns));
           std::vector<Long> row_sums(rows * dim), label_sums(p.segments() * labels * dim);
           for (int64_t i = 0; i < int64_t(out.size()); ++i) {
             const int64_t h = i % dim, y = i / dim % labels, row = i / dim / labels;
@@ -156,11 +156,11 @@ void layer_both_ways() {
 }  // namespace
 
 TEST(marginalize_labels) {
-  on_every_isa([] { labels_forward<float>(), labels_forward<double>(); });
+  on_every_path([] { labels_forward<float>(), labels_forward<double>(); });
 }
 TEST(marginalize_labels_backward) {
-  on_every_isa([] { labels_backward<float>(), labels_backward<double>(); });
+  on_every_path([] { labels_backward<float>(), labels_backward<double>(); });
 }
 TEST(label_linear) {
-  on_every_isa([] { layer_both_ways<float>(), layer_both_ways<double>(); });
+  on_every_path([] { layer_both_ways<float>(), layer_both_ways<double>(); });
 }

@@ -22,7 +22,7 @@ void forward() {
       std::vector<T> log_prob(s.outer);
       RowPlan plan = make_plan<T>(s, {&logits});
       set_strides(plan, 1, x.outer_stride, x.inner_stride);
-      run(cpu::bernoulli_log_prob, BernoulliLogProb{plan, dtype_of<X>(), logits.data.data(), x.data.data(), log_prob.data()},
+      run(backend::bernoulli_log_prob, BernoulliLogProb{plan, dtype_of<X>(), logits.data.data(), x.data.data(), log_prob.data()},
           s.outer);
       for (int64_t r = 0; r < s.outer; ++r) {
         Long sum = 0, size = 0;
@@ -52,7 +52,7 @@ void backward() {
         out[i].resize(wanted >> i & 1 ? s.outer * s.dim : 0);
         p.grad_input[i] = wanted >> i & 1 ? out[i].data() : nullptr;
       }
-      run(cpu::bernoulli_log_prob_backward, p, gradient_items(plan));
+      run(backend::bernoulli_log_prob_backward, p, gradient_items(plan));
       for (int64_t o = 0; o < s.outer; ++o) {
         for (int64_t d = 0; d < s.dim; ++d) {
           Long sum[2] = {};
@@ -77,7 +77,7 @@ void backward_in_place() {
     const RowPlan plan = make_plan<T>(s, {&logits, &x, &grad});
     const BernoulliLogProbBackward p{
         plan, dtype_of<T>(), {logits.data.data(), x.data.data()}, grad.data.data(), {logits.data.data(), nullptr}};
-    run(cpu::bernoulli_log_prob_backward, p, gradient_items(plan));
+    run(backend::bernoulli_log_prob_backward, p, gradient_items(plan));
     for (int64_t o = 0; o < s.outer; ++o) {
       for (int64_t d = 0; d < s.dim; ++d) {
         const Long exact = Long(*grad.row(o)) * (Long(x.row(o)[d]) - 1 / (1 + std::exp(-Long(before.row(o)[d]))));
@@ -90,14 +90,15 @@ void backward_in_place() {
 }  // namespace
 
 TEST(bernoulli_log_prob) {
-  on_every_isa([] { forward<float, float>(), forward<double, double>(), forward<float, uint8_t>(), forward<double, uint8_t>(); });
+  on_every_path(
+      [] { forward<float, float>(), forward<double, double>(), forward<float, uint8_t>(), forward<double, uint8_t>(); });
 }
 
 TEST(bernoulli_log_prob_backward_in_place) {
-  on_every_isa([] { backward_in_place<float>(), backward_in_place<double>(); });
+  on_every_path([] { backward_in_place<float>(), backward_in_place<double>(); });
 }
 
 TEST(bernoulli_log_prob_backward) {
-  on_every_isa(
+  on_every_path(
       [] { backward<float, float>(), backward<double, double>(), backward<float, uint8_t>(), backward<double, uint8_t>(); });
 }

@@ -197,7 +197,7 @@ TEST(pixelcnn_sample) {
       {PixelKind::categorical, 21, 1, 2, 1, 1, 1, {{1, 1, 70}, {1, 1, 0}}, false, false},
       {PixelKind::logistic, 2, 1, 1, 2, 2, 2, {{3, 3, 0}}, false, false},
   };
-  on_every_isa([&] {
+  on_every_path([&] {
     for (const Case& c : cases) draw<double>(c), draw<float>(c);
   });
 }

@@ -10,21 +10,38 @@ template <class Stored, class X>
 struct Forward {
   BernoulliLogProb p;
 
+  using R = Real<Stored>;
+
+  // The factors 1 + e^−|l| are multiplied as long as their product cannot overflow, so that few logarithms are taken and added
+  // up.
+  struct Sum {
+    R linear = 0, logs = 0, excess = 0;
+    int factors = 0;
+
+    __device__ __forceinline__ void close() {
+      logs += log1p_nonnegative(excess);
+      excess = 0, factors = 0;
+    }
+    __device__ __forceinline__ R total() {
+      close();
+      return linear - logs;
+    }
+  };
+
   template <int V>
-  __device__ Real<Stored> term(const int64_t* offset, int64_t d) const {
-    using R = Real<Stored>;
+  __device__ __forceinline__ void add(Sum& own, const int64_t* offset, int64_t d) const {
     R logits[V], x[V];
     load_pack<Stored>(p.logits, offset[0] + d, logits);
     load_pack<X>(p.x, offset[1] + d, x);
-    R sum = 0, excess = 0;
+    if (own.factors + V > kFactors<R>) own.close();
+    own.factors += V;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      sum += bernoulli_linear(logits[v], x[v]);
-      excess = softplus_product(excess, logits[v]);
+      own.linear += bernoulli_linear(logits[v], x[v]);
+      own.excess = softplus_product(own.excess, logits[v]);
     }
-    return sum - log1p_nonnegative(excess);
   }
-  __device__ Real<Stored> finish(Real<Stored> sum, int64_t) const { return sum; }
+  __device__ R finish(R sum, int64_t) const { return sum; }
 };
 
 template <class Stored, class X>

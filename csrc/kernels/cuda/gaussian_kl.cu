@@ -9,9 +9,11 @@ template <class Stored, bool kMean, bool kLogVar>
 struct Forward {
   GaussianKl p;
 
+  using R = Real<Stored>;
+  using Sum = PlainSum<R>;
+
   template <int V>
-  __device__ Real<Stored> term(const int64_t* offset, int64_t d) const {
-    using R = Real<Stored>;
+  __device__ __forceinline__ void add(Sum& own, const int64_t* offset, int64_t d) const {
     R mean_q[V], log_var_q[V], mean_p[V] = {}, log_var_p[V] = {};
     load_pack<Stored>(p.mean_q, offset[0] + d, mean_q);
     load_pack<Stored>(p.log_var_q, offset[1] + d, log_var_q);
@@ -23,9 +25,9 @@ struct Forward {
       sum += kLogVar ? twice_kl(mean_q[v], log_var_q[v], mean_p[v], log_var_p[v])
                      : twice_kl_standard(mean_q[v] - mean_p[v], log_var_q[v]);
     }
-    return sum;
+    own.sum += sum;
   }
-  __device__ Real<Stored> finish(Real<Stored> sum, int64_t) const { return sum / 2; }
+  __device__ R finish(R sum, int64_t) const { return sum / 2; }
 };
 
 template <class Stored>

@@ -10,9 +10,11 @@ template <class Stored, bool kMean, bool kLogVar>
 struct Forward {
   GaussianLogProb p;
 
+  using R = Real<Stored>;
+  using Sum = PlainSum<R>;
+
   template <int V>
-  __device__ Real<Stored> term(const int64_t* offset, int64_t d) const {
-    using R = Real<Stored>;
+  __device__ __forceinline__ void add(Sum& own, const int64_t* offset, int64_t d) const {
     R x[V], mean[V] = {}, log_var[V] = {};
     load_pack<Stored>(p.x, offset[0] + d, x);
     if constexpr (kMean) load_pack<Stored>(p.mean, offset[1] + d, mean);
@@ -22,12 +24,9 @@ struct Forward {
     for (int v = 0; v < V; ++v) {
       sum += kLogVar ? deviance(x[v], mean[v], log_var[v]) : (x[v] - mean[v]) * (x[v] - mean[v]);
     }
-    return sum;
+    own.sum += sum;
   }
-  __device__ Real<Stored> finish(Real<Stored> sum, int64_t dim) const {
-    using R = Real<Stored>;
-    return R(-0.5) * (sum + R(dim) * R(kLog2Pi));
-  }
+  __device__ R finish(R sum, int64_t dim) const { return R(-0.5) * (sum + R(dim) * R(kLog2Pi)); }
 };
 
 template <class Stored>

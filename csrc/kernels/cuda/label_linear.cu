@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kBlock) sum_segments(LabelLinearBackward p) {
   const int64_t last = minimum((segment + 1) * p.segment, p.rows);
   Real<Stored> sum = 0;
   for (int64_t row = segment * p.segment; row < last; ++row) sum += delta<Stored, F>(p, row, y, h);
-  store<Stored>(p.grad_label_weight, index, sum);
+  store<Real<Stored>>(p.grad_label_weight, index, sum);
 }
 
 template <class Params>

@@ -98,8 +98,7 @@ __global__ void __launch_bounds__(kBlock) convolve(MaskedConv2d p) {
       weight[d][threadIdx.x % kTile] = allowed ? load<Stored>(p.weight, (output * t.inputs + input) * t.all() + tap.tap) : T(0);
     }
     __syncthreads();
-    add_tile(value, weight, sum);
-    __syncthreads();
+    add_tile(value, weight, sum);  // the next barrier keeps the tiles until all are done with them
   }
   for (int i = 0; i < kOwn; ++i) {
     const Pixel at = pixel_at(first + threadIdx.x % kSide + kSide * i, pixels, p.height, p.width);

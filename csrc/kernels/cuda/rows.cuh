@@ -114,17 +114,26 @@ inline bool packs(const RowPlan& plan, int v, const void* const* inputs, const i
   return true;
 }
 
-// out[row] = body.finish(sum of body.term<V>(offset, d) over the row). A row takes one warp, or one block where it is long.
+// What a lane has of its row's sum, where nothing but the sum is to be kept.
+template <class R>
+struct PlainSum {
+  R sum = 0;
+  __device__ __forceinline__ R total() const { return sum; }
+};
+
+// out[row] = body.finish(the lanes' totals of what body.add<V>(sum, offset, d) gathers, added up). A row takes one warp, or one
+// block where it is long.
 template <class Stored, int V, int kInputs, int kThreads, class Body>
 __global__ void __launch_bounds__(kBlock) sum_rows(RowPlan plan, Body body, void* out) {
   const int64_t row = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / kThreads;
   if (row >= plan.outer.rows) return;
   int64_t offset[kInputs] = {};
   row_offsets(plan.outer, kInputs, row, offset);
-  Real<Stored> sum = 0;
+  typename Body::Sum own;
   for (int64_t d = int64_t(threadIdx.x % kThreads) * V; d < plan.dim; d += kThreads * V) {
-    sum += body.template term<V>(offset, d);
+    body.template add<V>(own, offset, d);
   }
+  Real<Stored> sum = own.total();
   if constexpr (kThreads == 32) {
     sum = sum_over_warp(sum);
   } else {
@@ -175,7 +184,12 @@ __global__ void __launch_bounds__(kBlock) sum_gradients(RowPlan plan, Body body,
     body(offset, d, sum);
   }
   for (int i = 0; i < kGradients; ++i) {
-    if (out.pointer[i]) store<Stored>(out.pointer[i], index, sum[i]);
+    if (!out.pointer[i]) continue;
+    if (plan.segments > 1) {
+      store<Real<Stored>>(out.pointer[i], index, sum[i]);
+    } else {
+      store<Stored>(out.pointer[i], index, sum[i]);
+    }
   }
 }
 
