@@ -3,6 +3,7 @@
 #   make demo     train and evaluate on handwritten digits, with figures        make test      the whole test suite
 #   make install  set-up and build only                                        make lint      ruff, clang-format, mypy
 #   make bench    time everything against its rivals                           make sanitize  kernels under ASan and UBSan
+#   make cuda-on-host   the CUDA kernels behind the ops, executed on the CPU, and each of their barriers left out in turn: 30 minutes
 #
 # TORCH= chooses another build of torch, for example `make install TORCH=torch==2.11.0`; PYTHON= another interpreter.
 
@@ -15,7 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(shell find csrc -type f) CMakeLists.txt pyproject.toml
 CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install demo test lint bench sanitize clean
+# the tests of the ops, as far as they do not ask what a CPU refuses
+OPS_TESTS := $(addprefix tests/,test_ops_common.py test_ops_autograd.py test_gaussian_kl.py test_gaussian_log_prob.py \
+  test_gaussian_merge.py test_gaussian_sample.py test_bernoulli_log_prob.py test_importance_bound.py test_importance_state.py \
+  test_marginalize_labels.py test_label_linear.py test_linear_bernoulli_log_prob.py test_mlp_bernoulli_log_prob.py test_masked_conv2d.py)
+
+.PHONY: install demo test lint bench sanitize cuda-on-host clean
 
 install: $(VENV)/built
 
@@ -39,6 +45,22 @@ sanitize: $(VENV)/ready
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDGMFAST_CPP_TESTS=ON -DDGMFAST_SANITIZE=address,undefined
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+ON_HOST := build/cuda-on-host
+
+# A folder of its own with the package, an extension whose CPU ops run the CUDA kernels, and an environment that borrows the packages.
+cuda-on-host: install
+	$(BIN)/cmake -S . -B $(ON_HOST) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDGMFAST_CUDA_ON_HOST=ON \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CXX_FLAGS_RELEASE=-O1
+	$(BIN)/cmake --build $(ON_HOST)
+	mkdir -p $(ON_HOST)/site && cp -r dgmfast $(ON_HOST)/site
+	$(BIN)/cmake --install $(ON_HOST) --prefix $(ON_HOST)/site
+	$(BIN)/python -m venv --without-pip $(ON_HOST)/venv
+	for path in $(abspath $(ON_HOST))/site "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; do echo $$path; done \
+	  > "$$($(ON_HOST)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	$(ON_HOST)/venv/bin/python -m pytest -n auto --maxprocesses 8 $(OPS_TESTS)
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDGMFAST_CPP_TESTS=ON
+	PATH=$(abspath $(BIN)):$$PATH python tests/cpp/cuda/mutants.py build/cpp
 
 clean:
 	rm -rf build $(VENV)

@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# Builds dgmfast for the GPU of this machine, tests it there and benchmarks it, in at most nine minutes and without a network.
+# Builds dgmfast for the GPU of this machine, tests it there and measures it, in at most six minutes and without a network. What is
+# worth most comes first; each stage has its own seconds, and a stage that fails does not stop the next.
 #
-#   bench/gpu_check.sh [--no-tests] [--rehearse] OUT_DIR
+#   bench/gpu_check.sh [--seconds N] [--rehearse] OUT_DIR
 #
-#   --no-tests   build and benchmark only: goes on where an earlier call into the same OUT_DIR had no time left
+#   --seconds N  the time for all stages [350]
 #   --rehearse   the same stages on the CPU, with a few tests and one benchmark; where nvcc is, the CUDA kernels are built, too
 #
-# PYTHON chooses the interpreter [python3], DGMFAST_COMMIT and DGMFAST_DIRTY=0|1 name the code where there is no git. OUT_DIR gets
-# summary.txt, build.log, tests.log, tests.xml, bench.log, report.md and bench/<card>/, which belongs under bench/results/.
+# The same command goes on where an earlier one had no time left, on the same machine and at the same commit: stages that ended well
+# are not repeated. PYTHON chooses the interpreter [python3]; DGMFAST_COMMIT and DGMFAST_DIRTY=0|1 name the code where there is no git.
+# OUT_DIR gets summary.txt, log.txt with the output of all stages, report.md, and bench/<card>/, which belongs under bench/results/.
 set -uo pipefail
 
 fail() { echo "gpu_check.sh: $1" >&2; exit 2; }
 
-tests=yes rehearse=no out=
-for argument; do
-  case $argument in
-    --no-tests) tests=no ;;
+seconds=350 rehearse=no out=
+while (($#)); do
+  case $1 in
+    --seconds) [[ ${2:-} =~ ^[1-9][0-9]{0,4}$ ]] || fail "--seconds takes a whole number; got ${2:-nothing}"; seconds=$2; shift ;;
     --rehearse) rehearse=yes ;;
-    -*) fail "there is no option $argument; the options are --no-tests and --rehearse" ;;
-    *) [[ -z $out ]] || fail "one OUT_DIR is expected, got $out and $argument"; out=$argument ;;
+    -*) fail "there is no option $1; the options are --seconds and --rehearse" ;;
+    *) [[ -z $out ]] || fail "one OUT_DIR is expected, got $out and $1"; out=$1 ;;
   esac
+  shift
 done
 [[ -n $out ]] || fail "the folder for the results is missing: bench/gpu_check.sh OUT_DIR"
 
@@ -77,37 +80,42 @@ rm -rf "$copy"/bench/results "$copy"/dgmfast/_C.* "$copy"/dgmfast/_build_info.py
     >"$copy/sitecustomize.py"
 export PYTHONPATH=$copy PYTHONUNBUFFERED=1 GIT_CEILING_DIRECTORIES=$work
 
-# The stages: each has its own seconds, none more than what is left of the whole; a failed one does not stop the next
-deadline=530 failed=0 incomplete=0
-rm -f "$out"/{build.log,bench.log,report.md}
-[[ $tests = no ]] || rm -f "$out"/{summary.txt,tests.log,tests.xml}
-left() { echo $((deadline - SECONDS)); }
+# The stages
+failed=0 incomplete=0 log=$out/log.txt finished=$work/finished-$DGMFAST_COMMIT-$arch
+left() { echo $((seconds - SECONDS)); }
 say() { echo "$1" | tee -a "$out/summary.txt"; }
 title="dgmfast $DGMFAST_COMMIT"
-[[ $DGMFAST_DIRTY = 0 ]] || title+=" with uncommitted changes"
+[[ $DGMFAST_DIRTY = 0 && $DGMFAST_COMMIT != unknown ]] || { title+=" with uncommitted changes"; rm -f "$finished"; }
 [[ $rehearse = no ]] || title+=", a rehearsal"
 say "$title, $(date -u +%FT%TZ)"
 say "card $gpu, driver ${driver:-unknown}, compute capability $arch, torch $torch, CUDA of torch $toolkit, nvcc ${nvcc:-none}"
 
-stage() { # NAME SECONDS LOG COMMAND...
-  local name=$1 limit=$2 log=$out/$3 begun=$SECONDS status unfinished=none
+stage() { # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 begun=$SECONDS status unfinished=none
   [[ $name = bench* ]] && unfinished=3 # python -m bench: out of time before the last case
-  shift 3
+  shift 2
+  if grep -qxF "$name" "$finished" 2>/dev/null; then
+    say "$name: ok, in an earlier call"
+    return
+  fi
   ((limit > $(left))) && limit=$(left)
   if ((limit < 5)); then
-    failed=1
-    say "$name: FAILED, no time was left"
+    incomplete=1
+    say "$name: no time was left"
     return
   fi
   echo "# $name: at most $limit s" >>"$log"
   (cd "$copy" && timeout -s INT -k 10 "$limit" "$@") >>"$log" 2>&1
   status=$?
   case $status in
-    0) say "$name: ok, $((SECONDS - begun)) s" ;;
-    124 | 137) failed=1 && say "$name: FAILED, stopped after its $limit s (exit $status); see ${log##*/}" ;;
-    "$unfinished") incomplete=1 && say "$name: incomplete, $((SECONDS - begun)) s ($(grep '^out of time' "$log"))" ;;
-    *) failed=1 && say "$name: FAILED, exit $status, $((SECONDS - begun)) s; see ${log##*/}" ;;
+    0) say "$name: ok, $((SECONDS - begun)) s"; [[ $name = build ]] || echo "$name" >>"$finished" ;;
+    124 | 137) failed=1 && say "$name: FAILED, stopped after its $limit s (exit $status); see log.txt" ;;
+    "$unfinished") incomplete=1 && say "$name: incomplete, $((SECONDS - begun)) s ($(grep '^out of time' "$log" | tail -n 1))" ;;
+    *) failed=1 && say "$name: FAILED, exit $status, $((SECONDS - begun)) s; see log.txt" ;;
   esac
+}
+tell() { # the lines of a stage's output that begin with a pattern, at most 25
+  sed -n "/^# $1: at most/,\$p" "$log" | grep -E "$2" | head -n 25 | cut -c 1-200 | while read -r line; do say "  $line"; done
 }
 
 build() {
@@ -118,16 +126,29 @@ build() {
 }
 export -f build
 export root work copy python nvcc arch
-stage build $([[ $rehearse = yes ]] && echo 400 || echo 200) build.log bash -c build
+stage build $([[ $rehearse = yes ]] && echo 600 || echo 150) bash -c build
 
-stage import 60 build.log "$python" -c '
+stage import 40 "$python" -c '
 import os, pathlib, dgmfast
 here, cuda = pathlib.Path(dgmfast._C.__file__).resolve(), dgmfast._C.cuda_architectures
 assert here.is_relative_to(pathlib.Path(os.environ["copy"]).resolve()), f"{here} shadows what was built"
 assert not os.environ["nvcc"] or os.environ["arch"] in cuda.split(), f"built for {cuda}"
 print("dgmfast._C for", dgmfast._C.isa(), "and CUDA architectures", cuda or "none")'
 
-# The files whose imports this machine has; of them the tests whose name or parameter is the device
+device=$([[ $rehearse = yes ]] && echo cpu || echo cuda)
+smoke=("$python" tests/device_smoke.py "$device")
+stage 'every op against float64' 45 "${smoke[@]}"
+tell 'every op against float64' 'WRONG|^[0-9]+ wrong'
+if [[ $rehearse = no ]]; then
+  checker=$(command -v compute-sanitizer || echo "$cuda/bin/compute-sanitizer") ours=()
+  "$checker" --help 2>/dev/null | grep -q -- --kernel-name && ours=(--kernel-name kns=dgmfast) # else the kernels of torch, too
+  for tool in memcheck racecheck; do
+    stage "compute-sanitizer $tool" 45 "$checker" --tool "$tool" --error-exitcode 9 "${ours[@]}" "${smoke[@]}" --tiny
+    tell "compute-sanitizer $tool" '^=+ (ERROR SUMMARY|RACECHECK SUMMARY|Invalid|Error|Warning)'
+  done
+fi
+
+# The tests of the ops on the device, but for those that compile; with several at once where xdist is
 find_tests() {
   "$python" - <<'EOF'
 import ast, importlib.metadata, importlib.util, pathlib, re, sys, tomllib
@@ -150,37 +171,45 @@ for path in sorted(pathlib.Path("tests").glob("test_*.py")):
     print(f"left out: {path} (needs {', '.join(needs)})" if needs else path, file=sys.stderr if needs else sys.stdout)
 EOF
 }
-if [[ $tests = yes ]]; then
-  mapfile -t files < <(cd "$copy" && find_tests 2>>"$out/tests.log")
-  grep '^left out' "$out/tests.log" | while read -r line; do say "$line"; done
-  selected=(-k "cuda or devices")
-  if [[ $rehearse = yes ]]; then
-    files=(tests/test_gaussian_kl.py tests/test_vae.py) selected=(-k cpu -p no:timeout)
-  fi
-  stage tests 200 tests.log "$python" -m pytest "${files[@]}" "${selected[@]}" -p no:cacheprovider --junitxml="$out/tests.xml"
-  counts=$(grep -E '[0-9]+ (passed|failed|errors?|deselected)' "$out/tests.log" | tail -n 1)
-  say "  ${counts:-no test was run}"
-  grep -E '^(FAILED|ERROR) ' "$out/tests.log" | head -n 20 | cut -c 1-200 | while read -r line; do say "  $line"; done
+mapfile -t files < <(cd "$copy" && find_tests 2>>"$log")
+grep '^left out' "$log" | sort -u | while read -r line; do say "$line"; done
+pytest=("$python" -m pytest -p no:cacheprovider)
+"$python" -c 'import xdist' 2>/dev/null && pytest+=(-n "$([[ $rehearse = yes ]] && echo 2 || echo 12)")
+run_tests() { # NAME SECONDS EXPRESSION
+  stage "$1" "$2" "${pytest[@]}" "${files[@]}" -k "$3"
+  tell "$1" '[0-9]+ (passed|failed|errors?) |^(FAILED|ERROR) '
+}
+if [[ $rehearse = yes ]]; then
+  files=(tests/test_gaussian_kl.py tests/test_vae.py)
+  run_tests tests 200 'cpu and not compile'
+else
+  run_tests tests 100 '(cuda or devices) and not compile and not inductor and not opcheck'
 fi
 
-# The likelihood first, whose targets matter most and whose time is known; then whatever fits
+# First the ceilings and the likelihood, whose targets matter most; then ours against eager, one case after the other
 bench=("$python" -m bench --out "$out/bench")
 [[ $DGMFAST_DIRTY = 0 && $DGMFAST_COMMIT != unknown ]] && bench+=(--resume) # else what is there may be of other code
-report_time=25
+report_time=15
 if [[ $rehearse = yes ]]; then
-  stage bench 60 bench.log "${bench[@]}" --device cpu --quick --cases importance_bound
+  stage bench 60 "${bench[@]}" --device cpu --quick --cases importance_bound
 else
   bench+=(--device cuda)
-  stage 'bench of L_5000' 130 bench.log "${bench[@]}" --cases floor L_5000
+  stage 'bench of the ceilings' 30 "${bench[@]}" --cases floor
+  stage 'bench of L_5000' 75 "${bench[@]}" --cases L_5000
+  kernels=(--launch-count 40 --kernel-name regex:'sum_rows|sum_gradients|forward|convolve|weight_gradient' --clock-control none)
+  kernels+=(--metrics gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__throughput.avg.pct_of_peak_sustained_elapsed)
   mapfile -t names < <(cd "$copy" && "${bench[@]}" --list | cut -d ' ' -f 1 | sort -u | grep -vxE 'floor|L_5000')
-  limit=$(($(left) - report_time)) # a case that began in time may take some 45 s
-  stage bench $limit bench.log "${bench[@]}" --cases "${names[@]}" --seconds $((limit > 45 ? limit - 45 : 0))
+  limit=$(($(left) - report_time - 30)) # a case that began in time may take some 45 s
+  stage bench $limit "${bench[@]}" --cases "${names[@]}" --seconds $((limit > 45 ? limit - 45 : 0))
+  profiler=$(command -v ncu || echo "$cuda/bin/ncu")
+  stage 'ncu' 30 "$profiler" "${kernels[@]}" "$python" tests/device_smoke.py cuda --tiny
+  run_tests 'tests that compile' 300 '(cuda or devices) and (compile or inductor or opcheck)'
 fi
-stage report $report_time bench.log "$python" -m bench report --results "$out/bench" --no-readme --out "$out/report.md"
+stage report $report_time "$python" -m bench report --results "$out/bench" --no-readme --out "$out/report.md"
 measured=$(cat "$out"/bench/*/measurements.jsonl 2>/dev/null)
 say "  $(grep -c . <<<"$measured") measurements"
 grep -E '"status": "(wrong|failed)"' <<<"$measured" | cut -c 1-200 | head -n 20 | while read -r line; do say "  $line"; done
 
-((incomplete)) && say "Not every case fitted into the time; the same command with --no-tests goes on from here."
+((incomplete)) && say "Not everything fitted into the time; the same command goes on from here."
 say "$( ((failed)) && echo FAILED || echo ok) after $SECONDS s"
 exit $failed

@@ -111,4 +111,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });
   dgmfast::active_isa();  // a wrong DGMFAST_CPU is an error at import, not at the first op
   m.attr("cuda_architectures") = DGMFAST_CUDA_ARCHITECTURES;
+#ifdef DGMFAST_CUDA_ON_HOST
+  m.attr("cuda_on_host") = true;  // tests/op_cases.py: the CPU takes what a card takes
+#else
+  m.attr("cuda_on_host") = false;
+#endif
 }

@@ -15,13 +15,13 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 def dtypes_of(device: str) -> list[torch.dtype]:
     """What the ops take on a device."""
-    return [torch.float32, torch.float64] + ([torch.bfloat16, torch.float16] if device == "cuda" else [])
+    return [torch.float32, torch.float64] + ([torch.bfloat16, torch.float16] if device == "cuda" or _C.cuda_on_host else [])
 
 
 def available_isas() -> list[str]:
     """The CPU paths that this processor can run."""
     active, available = _C.isa(), []
-    for name in ("baseline", "avx2", "avx512"):
+    for name in ("baseline",) if _C.cuda_on_host else ("baseline", "avx2", "avx512"):
         try:
             _C.set_isa(name)
         except ValueError:
