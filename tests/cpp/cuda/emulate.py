@@ -1,9 +1,9 @@
 """Makes C++ for the emulator of one file of CUDA C++, line by line: python emulate.py SOURCE TARGET [--without-barrier N]
 
-Two things are rewritten:
+Two things are rewritten, a launch into a call of the emulator, and shared memory into static memory that the emulator knows:
 
-    kernel<<<grid, block, bytes, stream>>>(arguments)  ->  ::emu::launch("kernel", grid, block, bytes, stream, [&] { kernel(arguments); })
-    __shared__ T a[8], b;                              ->  static T a[8], b; ::emu::shared(&a, sizeof a); ::emu::shared(&b, sizeof b);
+    kernel<<<grid, block, bytes, stream>>>(x)  ->  ::emu::launch("kernel", grid, block, bytes, stream, [&] { kernel(x); })
+    __shared__ T a[8], b;                      ->  static T a[8], b; ::emu::shared(&a, sizeof a); ::emu::shared(&b, sizeof b);
 
 --without-barrier leaves the N-th __syncthreads() of the file out (from 0): the tests must then fail.
 """
