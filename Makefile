@@ -81,6 +81,13 @@ $(STAMP): requirements/lock.txt
 $(VENV)/ready: $(STAMP)
 	touch $@
 
-$(VENV)/built: $(STAMP) $(SOURCES)
+# An editable install knows the modules by name, so a module that was added, moved or removed calls for another one.
+MODULES := $(VENV)/modules.$(shell find dgmfast -name '*.py' | sort | cksum | cut -d' ' -f1)
+
+$(MODULES): $(STAMP)
+	rm -f $(VENV)/modules.*
+	touch $@
+
+$(VENV)/built: $(STAMP) $(MODULES) $(SOURCES)
 	$(PIP) install --no-build-isolation --no-deps -e .
 	touch $@

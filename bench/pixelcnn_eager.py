@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmfast.sampling import CausalLayer
+from dgmfast.nn import CausalLayer
 
 Draw = Callable[[Sequence[CausalLayer], Tensor], Tensor]
 

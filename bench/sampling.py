@@ -14,9 +14,8 @@ from bench import pixelcnn_eager
 from bench.cases import FORWARD, Context
 from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, measure, summarise
 from bench.store import Row
-from dgmfast import reference
-from dgmfast._conv import MaskedConv2d
-from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
+from dgmfast.nn import CausalLayer, MaskedConv2d, PixelOutput, sample_pixels
+from dgmfast.nn.pixelcnn_naive import causal_stack
 
 SIZE, MAPS, DEPTH, RESIDUAL = 28, 64, 7, range(2, 6)
 FULL_PASS_BATCH = 16  # the batch at which a full pass per pixel is timed, once: it takes most of a minute
@@ -45,7 +44,7 @@ def checker(layers: Sequence[CausalLayer]) -> Check:
     def check(inputs: Inputs, outputs: Outputs) -> Verdict:
         x = outputs[0].double()
         with torch.no_grad():
-            logits = reference.causal_stack(exact, x)
+            logits = causal_stack(exact, x)
         expected = PixelOutput().draw(logits.flatten().unsqueeze(1), inputs[0].flatten()).view(x.shape)
         if not 0.05 < float(x.mean()) < 0.95:
             raise ValueError("the images are nearly constant: nothing would be checked")

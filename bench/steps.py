@@ -22,7 +22,7 @@ from bench.targets import STEP
 from dgmfast import reference
 from dgmfast.models import ADGM, Noise, SparseSum, create
 from dgmfast.models.adgm import A, Z
-from dgmfast.models.base import LABEL_STREAM
+from dgmfast.models.label_model import LABEL_STREAM
 from dgmfast.objectives import Labelled, Objective
 
 MODELS = {"adgm": "ADGM", "sdgm": "SDGM"}

@@ -7,17 +7,13 @@ Section numbers refer to the thesis (L. Maaløe, 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmfast.ops._call import seed_or_drawn
-
-if TYPE_CHECKING:
-    from dgmfast.sampling import CausalLayer, PixelOutput
+from dgmfast.ops.call import seed_or_drawn
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -144,65 +140,6 @@ def masked_conv2d(
         nothing = x.new_zeros(x.shape[0], weight.shape[0], *x.shape[2:]) + 0.0 * (x.sum() + weight.sum())
         return nothing if bias is None else nothing + bias.view(-1, 1, 1)
     return F.conv2d(x, weight * taps, bias, padding=(size[0] // 2, size[1] // 2))
-
-
-def causal_stack(layers: Sequence[CausalLayer], x: Tensor, condition: Tensor | None = None) -> Tensor:
-    """h_{i+1} = conv_i(h_i or relu(h_i)) (+ h_i), from h_0 = x: [N, C, H, W] -> [N, O, H, W]; condition: of the first layer."""
-    h = x
-    for layer in layers:
-        conv = layer.conv
-        seen = F.relu(h) if layer.relu else h
-        if conv.unmasked_inputs:
-            assert condition is not None
-            seen = torch.cat([condition.to(h), seen], 1)
-        convolved = masked_conv2d(seen, conv.weight, conv.bias, conv.mask, conv.colors, conv.unmasked_inputs)
-        h = convolved + h if layer.residual else convolved
-    return h
-
-
-@torch.no_grad()
-def pixelcnn_sample(
-    layers: Sequence[CausalLayer],
-    output: PixelOutput,
-    uniforms: Tensor,
-    condition: Tensor | None = None,
-    observed: Tensor | None = None,
-    keep: Tensor | None = None,
-    temperature: float = 1.0,
-) -> Tensor:
-    """`sampling.sample_pixels` by a pass over the whole image for each pixel and channel."""
-    like = layers[0].conv.weight
-    return pixels_by_passes(lambda x: causal_stack(layers, x, condition), like, output, uniforms, observed, keep, temperature)
-
-
-def pixels_by_passes(
-    parameters: Callable[[Tensor], Tensor],
-    like: Tensor,
-    output: PixelOutput,
-    uniforms: Tensor,
-    observed: Tensor | None = None,
-    keep: Tensor | None = None,
-    temperature: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """`pixelcnn_sample` of any network: parameters(x) gives those of all pixels of x [N, C, H, W], [N, C·P, H, W].
-
-    The images have the dtype and the device of `like`, where the other tensors must be.
-    """
-    images, channels, height, width = uniforms.shape
-    x = torch.zeros(uniforms.shape, dtype=like.dtype, device=like.device)
-    kept = None if keep is None else keep.expand(uniforms.shape)
-    for i in range(height):
-        for j in range(width):
-            for c in range(channels):
-                params = parameters(x)[:, :, i, j].view(images, channels, output.channels(1))
-                drawn = output.draw(params[:, c], uniforms[:, c, i, j], temperature).to(x)
-                if observed is not None and kept is not None:
-                    drawn = torch.where(kept[:, c, i, j], observed[:, c, i, j].to(x), drawn)
-                x[:, c, i, j] = drawn
-        if progress is not None:
-            progress(i + 1, height)
-    return x
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> list[Tensor]:

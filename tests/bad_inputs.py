@@ -30,7 +30,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dgmfast import _partial, _run, cli
+from dgmfast import cli
+from dgmfast.runs import folder as run_folder
+from dgmfast.runs import unfinished
 
 SMALL = ["--epochs", "2", "--set", "eval_every=1", "--no-progress", "--no-figures"]
 RUNS = {
@@ -199,7 +201,7 @@ def damaged_state() -> Iterator[tuple[str, Callable[[Path], None]]]:
             kept = {name: value for name, value in changed.items() if name not in ("format", "digest")}
             buffer = io.BytesIO()
             try:
-                digest = _run.tensor_digest(kept)
+                digest = run_folder.tensor_digest(kept)
             except Exception:  # of a sparse tensor, say: whoever crafts a file need not compute it as we do
                 digest = "0" * 32
             torch.save({"format": changed.get("format"), **kept, "digest": digest}, buffer)
@@ -466,7 +468,7 @@ def make_templates(place: Path) -> None:
             assert done.exit_code == 0, done.output
         TEMPLATES[name] = folder
     shutil.copy(TEMPLATES["adgm"] / "classification.json", TEMPLATES["vae"] / "classification.json")
-    with mock.patch.object(_partial.Partial, "remove"):  # as if a kill had come between the last row and the table
+    with mock.patch.object(unfinished.EvaluationCheckpoint, "remove"):  # as if a kill had come between the last row and the table
         assert call(tuple(EVALUATE), TEMPLATES["vae"]).exit_code == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dgmfast import data
-from dgmfast.data import _mnist
+from dgmfast.data import mnist
 from dgmfast.errors import InputError
 
 
@@ -33,9 +33,9 @@ def raises(*parts: object) -> Iterator[None]:
 def write_mnist(folder: Path, arrays: Sequence[np.ndarray], monkeypatch: pytest.MonkeyPatch, zipped: bool = False) -> None:
     """The four files of MNIST with other images and labels, which then count as the right ones."""
     folder.mkdir(exist_ok=True)
-    for name, array in zip(_mnist.MD5, arrays, strict=True):
+    for name, array in zip(mnist.MD5, arrays, strict=True):
         raw = idx_bytes(array)
-        monkeypatch.setitem(_mnist.MD5, name, hashlib.md5(raw).hexdigest())
+        monkeypatch.setitem(mnist.MD5, name, hashlib.md5(raw).hexdigest())
         (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(raw) if zipped else raw)
 
 

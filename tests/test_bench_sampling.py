@@ -8,7 +8,7 @@ import torch
 from bench import harness, pixelcnn_eager, ratios
 from bench.cases import Context
 from bench.sampling import SamplingCase, benchmark_layers, checker
-from dgmfast.sampling import PixelOutput, sample_pixels
+from dgmfast.nn import PixelOutput, sample_pixels
 
 CPU = Context("cpu", 1, "default", harness.QUICK, compile=False, quick=True)
 

@@ -17,7 +17,8 @@ from command_line import call, refused
 from toy import metrics
 
 import dgmfast
-from dgmfast import cli, train
+from dgmfast import train
+from dgmfast.cli import main, other, training
 
 SMALL = ["--epochs", "2", "--set", "model.hidden=[[16]]", "--set", "model.latent=[2]", "--no-progress", "--no-figures"]
 
@@ -135,14 +136,14 @@ def test_info():
 
 def test_version_and_help():
     assert call("--version").stdout.strip() == f"dgmfast, version {dgmfast.__version__}"
-    for command in cli.main.commands:
+    for command in main.commands:
         if command != "bench":
             assert "Usage" in call(command, "--help").stdout
     assert "train" in call(code=2).output
 
 
 def test_bench_without_a_source_tree(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli._other, "__file__", str(tmp_path / "dgmfast" / "cli" / "_other.py"))
+    monkeypatch.setattr(other, "__file__", str(tmp_path / "dgmfast" / "cli" / "other.py"))
     assert "source tree" in refused("bench", "--list")
 
 
@@ -193,7 +194,7 @@ def test_a_wrong_call(arguments, told, tmp_path, monkeypatch):
 
 def test_values_as_python_writes_them():
     texts = ["a=True", "b=False", "c=None", "d=.001", "e=1.", "f=-2.5E-3", "g=relu", "h=[1, 2]", "i=true", "j=3", 'k={"l": null}']
-    found = cli._train.parse_settings(texts)
+    found = training.parse_settings(texts)
     expected = [True, False, None, 0.001, 1.0, -0.0025, "relu", [1, 2], True, 3, {"l": None}]
     assert list(found.values()) == expected and [type(v) for v in found.values()] == [type(v) for v in expected]
 
@@ -267,7 +268,7 @@ def test_memory_that_is_not_there(monkeypatch, run):
     monkeypatch.setattr(train, "fit", allocate)
     assert refused("train", "vae-digits", "--out", run).startswith("Error: out of memory: ")
     monkeypatch.setattr(train, "fit", lambda *a, **k: torch.ones(2) @ torch.ones(3))
-    assert isinstance(CliRunner().invoke(cli.main, ["train", "vae-digits"]).exception, RuntimeError), "a fault of the code shows"
+    assert isinstance(CliRunner().invoke(main, ["train", "vae-digits"]).exception, RuntimeError), "a fault of the code shows"
 
 
 def test_packages_of_the_extra_that_are_missing(monkeypatch, run):

@@ -14,7 +14,10 @@ from command_line import call, refused
 from figures import record
 from toy import dataset, recipe
 
-from dgmfast import _published, _run, baselines, data, evaluate, models, recipes, train
+from dgmfast import data, evaluate, models, train
+from dgmfast.recipes import registry
+from dgmfast.reproduce import baselines, published
+from dgmfast.runs import folder as run_folder
 
 M2 = {"name": "m2", "hidden": [8], "latent": 2}
 LABELS = {"labels": 8, "labelled_batch": 5, "start_at_mean": False}
@@ -65,9 +68,9 @@ def run(runs, tmp_path):
 def test_classify(run):
     folder = run("m2")
     told = call("classify", folder, "--samples", 3, "--seed", 2).stdout
-    opened = _run.open_run(folder)
+    opened = run_folder.open_run(folder)
     toy = dataset()
-    x = _run.fixed_split(toy, "test", True).x
+    x = run_folder.fixed_split(toy, "test", True).x
     expected = evaluate.class_probabilities(opened.model, x, 3, 2)
     wrong = (expected.argmax(1) != toy.test.y).double().mean().item()
     error, spread = 100 * wrong, 100 * math.sqrt(wrong * (1 - wrong) / 23)
@@ -100,7 +103,7 @@ def test_classify_grey_levels_as_they_are(run):
     folder = run("m2")
     told = call("classify", folder, "--grey").stdout
     toy = dataset()
-    expected = evaluate.class_probabilities(_run.open_run(folder).model, toy.test.x, 10, 0)
+    expected = evaluate.class_probabilities(run_folder.open_run(folder).model, toy.test.x, 10, 0)
     with (folder / "classification.csv").open() as file:
         rows = [[float(row[f"p{c}"]) for c in range(4)] for row in csv.DictReader(file)]
     assert np.allclose(rows, expected, atol=1e-5) and "grey levels" in told
@@ -156,8 +159,8 @@ def test_evaluate_sums_over_the_label(run):
         found[labels] = told["bounds"]["L_40"]["nats"]
         assert told["labels"] == (labels or "exact")
         assert {"exact": "summed exactly", "sampled": "drawn from q(y|·)", "given": "log p(x, y)"}[labels or "exact"] in out
-    x, y = _run.fixed_split(dataset(), "test", True).x, dataset().test.y
-    model = _run.open_run(folder).model
+    x, y = run_folder.fixed_split(dataset(), "test", True).x, dataset().test.y
+    model = run_folder.open_run(folder).model
     expected = {"exact": None, "sampled": models.SampledLabel(), "given": y}
     for labels, label in expected.items():
         assert found[labels] == pytest.approx(evaluate.log_likelihood(model, x, 40, 0, label).log_px.mean().item())
@@ -217,14 +220,14 @@ def test_samples_of_rows_that_hold_some_pixels(run):
 
 
 def test_reproduce(monkeypatch, tmp_path):
-    row = _published.Row("A toy", "toy", {"L_1": (-9.0,)})
-    monkeypatch.setitem(recipes._registry.RECIPES, "toy", recipe())
-    monkeypatch.setitem(_published.TABLES, "toys-of-tests", _published.Table("Toys", ("L_1",), (row,)))
+    row = published.Row("A toy", "toy", {"L_1": (-9.0,)})
+    monkeypatch.setitem(registry.RECIPES, "toy", recipe())
+    monkeypatch.setitem(published.TABLES, "toys-of-tests", published.Table("Toys", ("L_1",), (row,)))
     options = ["--epochs", 1, "--out", tmp_path, "--no-progress", "--no-figures", "--set", "learning_rate=0.01"]
     result = call("reproduce", "toys-of-tests", *options)
     assert "| A toy | 1 | 1 |" in result.stdout and "| −9.00 | −" in result.stdout
     assert "A toy, seed 0" in result.stderr and f"wrote {tmp_path / 'toys-of-tests'}.md" in result.stderr
-    assert _run.open_run(tmp_path / "runs" / "toy" / "seed-0").recipe.learning_rate == 0.01
+    assert run_folder.open_run(tmp_path / "runs" / "toy" / "seed-0").recipe.learning_rate == 0.01
     monkeypatch.setattr(train, "fit", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     result = call("reproduce", "toys-of-tests", "--out", tmp_path / "again", code=130)
     assert "the same command continues" in result.stderr
@@ -232,13 +235,13 @@ def test_reproduce(monkeypatch, tmp_path):
 
 def test_the_list_of_tables():
     told = call("reproduce", "--list").stdout
-    for name, table in _published.TABLES.items():
+    for name, table in published.TABLES.items():
         assert name in told and all(row.name in told for row in table.rows)
 
 
 def test_baseline(tmp_path):
     told = call("baseline", "logistic", "--labels", 8, "--seed", 1, "--json", tmp_path / "b.json").stdout
-    result = baselines.run("logistic", dataset(), 8, 1)
+    result = baselines.run_baseline("logistic", dataset(), 8, 1)
     assert f"mnist with 8 labels, seed 1: error {result.error:.2f} ± {result.std_error:.2f} % of 23 rows" in told
     content = json.loads((tmp_path / "b.json").read_text())
     assert content["error"] == pytest.approx(result.error) and content["predicted"] == result.predicted.tolist()
@@ -246,13 +249,13 @@ def test_baseline(tmp_path):
 
 def test_the_m1_of_a_baseline(runs, tmp_path, monkeypatch):
     with_m1 = call("baseline", "m1-svm", "--data", "toy", "--labels", 8, "--m1", runs["vae"]).stdout
-    expected = baselines.run("m1-svm", dataset(), 8, 0, _run.open_run(runs["vae"]).model)
+    expected = baselines.run_baseline("m1-svm", dataset(), 8, 0, run_folder.open_run(runs["vae"]).model)
     assert f"error {expected.error:.2f} " in with_m1 and "M1 + self-training SVM" in with_m1
     monkeypatch.chdir(tmp_path)
     trained = ["baseline", "m1-svm", "--data", "toy", "--labels", 8, "--epochs", 1, "--no-progress"]
     first, again = call(*trained).stdout, call(*trained).stdout
     assert first.split(" %")[0] == again.split(" %")[0]
-    assert _run.open_run("runs/m1-toy-0").epoch == 1
+    assert run_folder.open_run("runs/m1-toy-0").epoch == 1
 
 
 def test_baselines_that_cannot_be_fitted(runs):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgmfast import data
-from dgmfast.data import _mnist
+from dgmfast.data import mnist
 from dgmfast.errors import InputError
 
 # ---------------------------------------------------------------- idx
@@ -172,12 +172,12 @@ def test_mnist_small(monkeypatch, tmp_path, folder, zipped):
         draw(0, 10, 5, np.uint8),
     ]
     write_mnist(tmp_path / folder, arrays, monkeypatch, zipped)
-    mnist = data.load("mnist", str(tmp_path))
-    assert (mnist.image_shape, mnist.binary, mnist.classes, mnist.valid, mnist.note) == ((1, 28, 28), False, 10, None, "")
-    for split, x, y in ((mnist.train, *arrays[:2]), (mnist.test, *arrays[2:])):
+    digits = data.load("mnist", str(tmp_path))
+    assert (digits.image_shape, digits.binary, digits.classes, digits.valid, digits.note) == ((1, 28, 28), False, 10, None, "")
+    for split, x, y in ((digits.train, *arrays[:2]), (digits.test, *arrays[2:])):
         assert torch.equal(split.x, torch.tensor(x).reshape(-1, 784) / 255)
         assert torch.equal(split.y, torch.tensor(y).long())
-    monkeypatch.setitem(_mnist.MD5, "t10k-labels-idx1-ubyte", "0" * 32)
+    monkeypatch.setitem(mnist.MD5, "t10k-labels-idx1-ubyte", "0" * 32)
     with raises("t10k-labels-idx1-ubyte", "expected md5 0000"):
         data.load("mnist", tmp_path)
 
@@ -186,7 +186,7 @@ def test_mnist_small(monkeypatch, tmp_path, folder, zipped):
 def static(monkeypatch) -> dict[str, np.ndarray]:
     """Bits [rows, 784] per part, in place of the 70000 rows."""
     rows = {"train": 6, "valid": 3, "test": 2}
-    monkeypatch.setattr(_mnist, "STATIC_ROWS", rows)
+    monkeypatch.setattr(mnist, "STATIC_ROWS", rows)
     draw = np.random.default_rng(1)
     return {part: draw.integers(0, 2, (count, 784), np.uint8) for part, count in rows.items()}
 
@@ -202,7 +202,7 @@ def test_mnist_static_small(tmp_path, static, packed, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     if packed:
         packed = {part: np.asfortranarray(np.packbits(bits, axis=1)) for part, bits in static.items()}  # as in the real file
-        np.savez(tmp_path / folder / _mnist.STATIC_PACKED, **packed)
+        np.savez(tmp_path / folder / mnist.STATIC_PACKED, **packed)
     else:
         write_amat(tmp_path / folder, static)
     read = data.load("mnist-static", tmp_path)
@@ -233,7 +233,7 @@ def test_mnist_static_refuses(tmp_path, static):
     with raises(path, "expected a readable file"):
         data.load("mnist-static", tmp_path)
 
-    path = tmp_path / _mnist.STATIC_PACKED
+    path = tmp_path / mnist.STATIC_PACKED
     packed = {part: np.packbits(bits, axis=1) for part, bits in static.items()}
     for arrays, parts in [
         ({"train": packed["train"]}, ["valid, test not found"]),
@@ -348,5 +348,5 @@ def test_real_omniglot(data_dir):
     check(omniglot.train, 1623 * 15, 784, False, 50)
     check(omniglot.test, 1623 * 5, 784, False, 50)
     assert omniglot.train.x.mean() < 0.2  # ink high
-    few = data.few_labels(omniglot.train.y, 500, 0, 50)
+    few = data.balanced_subset(omniglot.train.y, 500, 0, 50)
     assert omniglot.train.y[few].bincount().tolist() == [10] * 50  # the labels of CaGeM

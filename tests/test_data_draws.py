@@ -59,9 +59,9 @@ def test_seed_refused(seed):
         data.binarize(torch.zeros(2), seed)
     with raises("redraw: seed must be an integer", repr(seed)):
         levels = torch.zeros(2, 1, dtype=torch.uint8)
-        data.redraw(dataset("levels", levels), levels, seed)
+        data.sample_inputs(dataset("levels", levels), levels, seed)
     with raises("few_labels: seed must be an integer", repr(seed)):
-        data.few_labels(torch.arange(2), 2, seed, 2)
+        data.balanced_subset(torch.arange(2), 2, seed, 2)
 
 
 # ---------------------------------------------------------------- redraw
@@ -74,10 +74,10 @@ def dataset(kind: str, x: torch.Tensor, scale: torch.Tensor | None = None) -> da
 
 def test_redraw_of_grey_binary_and_real_rows():
     x = torch.rand(7, 5, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(data.redraw(dataset("grey", x), x[2:4], 3), data.binarize(x[2:4], 3))
+    assert torch.equal(data.sample_inputs(dataset("grey", x), x[2:4], 3), data.binarize(x[2:4], 3))
     whole = x.round()
     for kind in ("binary", "real"):
-        assert data.redraw(dataset(kind, whole), whole, 3) is whole
+        assert data.sample_inputs(dataset(kind, whole), whole, 3) is whole
     assert [dataset(kind, whole).binary for kind in ("grey", "binary", "levels", "real")] == [False, True, False, False]
 
 
@@ -86,23 +86,23 @@ def test_redraw_of_levels_is_a_function_of_values_and_seed():
     scale = torch.tensor([1.0, 2.0, 50.0, 256.0])
     rows = dataset("levels", levels, scale)
     before = torch.random.get_rng_state()
-    first = data.redraw(rows, levels, 5)
+    first = data.sample_inputs(rows, levels, 5)
     assert torch.equal(before, torch.random.get_rng_state())
     assert first.dtype == torch.float32 and first.shape == (64, 4) and first.is_contiguous()
     assert torch.equal(levels, torch.arange(256, dtype=torch.uint8).view(64, 4))
     noise = first.double() * scale - levels
     assert (noise > -1e-4).all() and (noise < 1 + 1e-4).all() and noise.std() > 0.2
-    assert torch.equal(first, data.redraw(rows, levels, 5))
-    assert torch.equal(first, data.redraw(rows, levels.t().contiguous().t(), 5))  # other strides
-    assert torch.equal(first, data.redraw(rows, levels.double().requires_grad_(), 5))
-    assert not torch.equal(first, data.redraw(rows, levels, 6))
-    assert torch.allclose(first * scale, data.redraw(dataset("levels", levels), levels, 5))  # without a scale: 1
-    assert data.redraw(rows, levels[:0], 5).shape == (0, 4)
+    assert torch.equal(first, data.sample_inputs(rows, levels, 5))
+    assert torch.equal(first, data.sample_inputs(rows, levels.t().contiguous().t(), 5))  # other strides
+    assert torch.equal(first, data.sample_inputs(rows, levels.double().requires_grad_(), 5))
+    assert not torch.equal(first, data.sample_inputs(rows, levels, 6))
+    assert torch.allclose(first * scale, data.sample_inputs(dataset("levels", levels), levels, 5))  # without a scale: 1
+    assert data.sample_inputs(rows, levels[:0], 5).shape == (0, 4)
 
 
 def test_redraw_adds_uniform_noise():
     levels = torch.full((100_000, 1), 3, dtype=torch.uint8)
-    noise = data.redraw(dataset("levels", levels), levels, 0).double() - 3
+    noise = data.sample_inputs(dataset("levels", levels), levels, 0).double() - 3
     assert noise.min() >= 0 and noise.max() <= 1
     assert abs(noise.mean().item() - 0.5) < 5 * math.sqrt(1 / 12 / 1e5)
     assert abs(noise.var().item() - 1 / 12) < 5 * math.sqrt(1 / 180 / 1e5)  # 1/80 − 1/144, of (u − ½)²
@@ -113,15 +113,15 @@ def test_redraw_refuses_what_is_no_level(bad):
     x = torch.zeros(3, 2)
     x[1, 1] = bad
     with raises("redraw: x must hold the levels 0 to 255 of rows"):
-        data.redraw(dataset("levels", x), x, 0)
+        data.sample_inputs(dataset("levels", x), x, 0)
 
 
 def test_redraw_and_dataset_refuse():
     x = torch.zeros(3, 2, dtype=torch.uint8)
     with raises("redraw: x must be rows [N, 2] of rows", "got [3, 1]"):
-        data.redraw(dataset("levels", x), x[:, :1], 0)
+        data.sample_inputs(dataset("levels", x), x[:, :1], 0)
     with raises("redraw: x must be rows [N, 2]", "got [2]"):
-        data.redraw(dataset("levels", x), x[0], 0)
+        data.sample_inputs(dataset("levels", x), x[0], 0)
     with raises("Dataset: kind must be one of grey, binary, levels, real", "got 'gray'"):
         replace(dataset("grey", x), kind="gray")
 
@@ -134,16 +134,16 @@ def test_redraw_and_dataset_refuse():
 def test_few_labels_is_even_seeded_and_nested(classes, each, seed):
     draw = torch.Generator().manual_seed(seed)
     y = torch.arange(classes).repeat(each + 3)[torch.randperm(classes * (each + 3), generator=draw)]
-    chosen = data.few_labels(y, each * classes, seed, classes)
+    chosen = data.balanced_subset(y, each * classes, seed, classes)
     assert chosen.dtype == torch.int64 and (chosen.diff() > 0).all()
     assert y[chosen].bincount(minlength=classes).tolist() == [each] * classes
-    assert torch.equal(chosen, data.few_labels(y, each * classes, seed, classes))
-    assert set(chosen.tolist()) <= set(data.few_labels(y, (each + 1) * classes, seed, classes).tolist())
+    assert torch.equal(chosen, data.balanced_subset(y, each * classes, seed, classes))
+    assert set(chosen.tolist()) <= set(data.balanced_subset(y, (each + 1) * classes, seed, classes).tolist())
 
 
 def test_few_labels_depends_on_the_seed():
     y = torch.arange(10).repeat(100)
-    assert not torch.equal(data.few_labels(y, 100, 0, 10), data.few_labels(y, 100, 1, 10))
+    assert not torch.equal(data.balanced_subset(y, 100, 0, 10), data.balanced_subset(y, 100, 1, 10))
 
 
 @pytest.mark.parametrize(
@@ -163,4 +163,4 @@ def test_few_labels_depends_on_the_seed():
 )
 def test_few_labels_refuses(y, n, classes, parts):
     with raises("few_labels", *parts):
-        data.few_labels(y, n, 0, classes)
+        data.balanced_subset(y, n, 0, classes)

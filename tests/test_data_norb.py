@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgmfast import data
-from dgmfast.data import _norb
+from dgmfast.data import norb
 from dgmfast.errors import InputError
 
 MAGIC = {"float32": 0x1E3D4C51, "float64": 0x1E3D4C53, "int32": 0x1E3D4C54, "uint8": 0x1E3D4C55, "int16": 0x1E3D4C56}
@@ -57,7 +57,7 @@ def test_matrix_round_trip(tmp_path_factory, shape, dtype, seed, zipped):
     raw = matrix_bytes(array)
     path = tmp_path_factory.getbasetemp() / "matrix"
     path.write_bytes(gzip.compress(raw) if zipped else raw)
-    read = _norb.read_matrix(path)
+    read = norb.read_matrix(path)
     assert read.dtype.name == dtype
     np.testing.assert_array_equal(read, array)
 
@@ -66,9 +66,9 @@ def test_matrix_bytes_as_published(tmp_path):
     """The first bytes of the training images are 55 4c 3d 1e, 4, 24300, 2, 96, 96."""
     path = tmp_path / "x"
     path.write_bytes(bytes.fromhex("554c3d1e 04000000 01000000 02000000 03000000 01000000") + bytes(range(6)))
-    assert _norb.read_matrix(path).tolist() == [[[[0], [1], [2]], [[3], [4], [5]]]]
+    assert norb.read_matrix(path).tolist() == [[[[0], [1], [2]], [[3], [4], [5]]]]
     path.write_bytes(bytes.fromhex("544c3d1e 01000000 02000000 01000000 01000000 04000000 00010000"))
-    assert _norb.read_matrix(path).tolist() == [4, 256]
+    assert norb.read_matrix(path).tolist() == [4, 256]
 
 
 @given(st.binary(max_size=40) | st.binary(max_size=40).map(lambda tail: b"\x55\x4c\x3d\x1e\x01\0\0\0" + tail))
@@ -77,7 +77,7 @@ def test_matrix_of_any_bytes_is_an_array_or_one_error(tmp_path_factory, raw):
     path = tmp_path_factory.getbasetemp() / "any-matrix"
     path.write_bytes(raw)
     try:
-        read = _norb.read_matrix(path)
+        read = norb.read_matrix(path)
     except InputError as error:
         assert str(path) in str(error) and "expected" in str(error) and "got" in str(error)
     else:
@@ -91,7 +91,7 @@ def test_matrix_cut_at_every_byte(tmp_path):
         for cut in range(len(whole)):
             path.write_bytes(whole[:cut])
             with raises(path, "expected", "got"):
-                _norb.read_matrix(path)
+                norb.read_matrix(path)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_matrix_refuses(tmp_path, raw, parts):
     path = tmp_path / "bad"
     path.write_bytes(raw)
     with raises(path, *parts):
-        _norb.read_matrix(path)
+        norb.read_matrix(path)
 
 
 # ---------------------------------------------------------------- load
@@ -128,29 +128,35 @@ def test_matrix_refuses(tmp_path, raw, parts):
 @pytest.mark.parametrize("folder", ["norb", "."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_norb_pairs(monkeypatch, tmp_path, folder, zipped):
-    monkeypatch.setattr(_norb, "CHUNK", 3)
+    monkeypatch.setattr(norb, "CHUNK", 3)
     splits = write(tmp_path / folder, zipped)
-    norb = data.load("norb", tmp_path)
-    assert (norb.name, norb.image_shape, norb.kind, norb.classes, norb.valid) == ("norb", (2, 32, 32), "levels", 5, None)
-    for split, (pairs, labels) in zip((norb.train, norb.test), splits, strict=True):
+    stereo = data.load("norb", tmp_path)
+    assert (stereo.name, stereo.image_shape, stereo.kind, stereo.classes, stereo.valid) == (
+        "norb",
+        (2, 32, 32),
+        "levels",
+        5,
+        None,
+    )
+    for split, (pairs, labels) in zip((stereo.train, stereo.test), splits, strict=True):
         assert split.x.dtype == torch.uint8 and split.x.shape == (len(pairs), 2048) and split.x.is_contiguous()
         assert torch.equal(split.x.view(-1, 2, 32, 32).double(), block_means(pairs).round())
         assert split.y.dtype == torch.int64 and split.y.tolist() == labels.tolist()
-    x = data.redraw(norb, norb.train.x, 0)
-    noise = x.double() * 256 - norb.train.x
-    assert x.shape == norb.train.x.shape and x.min() >= 0 and x.max() <= 1
+    x = data.sample_inputs(stereo, stereo.train.x, 0)
+    noise = x.double() * 256 - stereo.train.x
+    assert x.shape == stereo.train.x.shape and x.min() >= 0 and x.max() <= 1
     assert noise.min() >= 0 and noise.max() <= 1 and abs(noise.mean() - 0.5) < 0.02
 
 
 def test_norb_single(tmp_path):
     splits = write(tmp_path / "norb")
-    norb = data.load("norb-single", tmp_path)
-    assert (norb.name, norb.image_shape, norb.kind, norb.classes) == ("norb-single", (1, 32, 32), "real", 5)
-    for split, (pairs, labels) in zip((norb.train, norb.test), splits, strict=True):
+    single = data.load("norb-single", tmp_path)
+    assert (single.name, single.image_shape, single.kind, single.classes) == ("norb-single", (1, 32, 32), "real", 5)
+    for split, (pairs, labels) in zip((single.train, single.test), splits, strict=True):
         assert split.x.dtype == torch.float32 and split.x.shape == (len(pairs), 1024) and split.x.is_contiguous()
         torch.testing.assert_close(split.x.view(-1, 32, 32), (block_means(pairs)[:, 0].round() / 255).float())
         assert split.y.tolist() == labels.tolist()
-    assert data.redraw(norb, norb.train.x, 0) is norb.train.x
+    assert data.sample_inputs(single, single.train.x, 0) is single.train.x
 
 
 def test_norb_levels_reach_both_ends(tmp_path):

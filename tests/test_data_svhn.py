@@ -9,7 +9,7 @@ from data_files import raises
 from scipy.io import savemat
 
 from dgmfast import data
-from dgmfast.data import _svhn
+from dgmfast.data import svhn
 
 ROWS = {"train": 7, "test": 3, "extra": 12}
 
@@ -39,22 +39,22 @@ def same(split, parts):
 @pytest.mark.parametrize("extra", [True, False])
 @pytest.mark.parametrize("name", ["svhn", "svhn-train"])
 def test_svhn(monkeypatch, tmp_path, folder, extra, name):
-    monkeypatch.setattr(_svhn, "CHUNK", 5)
+    monkeypatch.setattr(svhn, "CHUNK", 5)
     parts = write(tmp_path / folder, ROWS if extra else {"train": 7, "test": 3})
-    svhn = data.load(name, tmp_path)
-    assert (svhn.name, svhn.image_shape, svhn.kind, svhn.classes, svhn.valid) == (name, (3, 32, 32), "levels", 10, None)
+    digits = data.load(name, tmp_path)
+    assert (digits.name, digits.image_shape, digits.kind, digits.classes, digits.valid) == (name, (3, 32, 32), "levels", 10, None)
     used = [parts["train"], parts["extra"]] if extra and name == "svhn" else [parts["train"]]
-    assert ("with the extra set" in svhn.note) == (len(used) == 2)
-    same(svhn.train, used)
-    same(svhn.test, [parts["test"]])
+    assert ("with the extra set" in digits.note) == (len(used) == 2)
+    same(digits.train, used)
+    same(digits.test, [parts["test"]])
     std = np.concatenate([images for images, _ in used]).std((0, 2, 3), dtype=np.float64)
-    assert svhn.scale.dtype == torch.float32 and svhn.scale.shape == (3072,)
-    torch.testing.assert_close(svhn.scale.view(3, 1024), torch.tensor(std).float()[:, None].expand(3, 1024))
+    assert digits.scale.dtype == torch.float32 and digits.scale.shape == (3072,)
+    torch.testing.assert_close(digits.scale.view(3, 1024), torch.tensor(std).float()[:, None].expand(3, 1024))
 
-    x = data.redraw(svhn, svhn.train.x, 0)
+    x = data.sample_inputs(digits, digits.train.x, 0)
     channels = x.double().view(-1, 3, 1024).transpose(0, 1).flatten(1)
     assert (channels.std(1) - 1).abs().max() < 0.01  # the noise adds little
-    assert (x * svhn.scale - svhn.train.x - 0.5).abs().max() < 0.5 + 1e-4
+    assert (x * digits.scale - digits.train.x - 0.5).abs().max() < 0.5 + 1e-4
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])

@@ -9,7 +9,7 @@ import torch
 from data_files import raises, write_mnist
 
 from dgmfast import data
-from dgmfast.data import _mnist
+from dgmfast.data import mnist
 
 
 def test_moons():
@@ -26,13 +26,13 @@ def test_moons():
     assert not torch.equal(moons.train.x, moons.test.x)
     again = data.load("moons")
     assert torch.equal(moons.train.x, again.train.x) and torch.equal(moons.test.y, again.test.y)
-    assert len(data.few_labels(moons.train.y, 6, 0, 2)) == 6
+    assert len(data.balanced_subset(moons.train.y, 6, 0, 2)) == 6
     chosen = data.labelled_rows(moons, 6, seed=3)
     assert torch.equal(chosen, chosen.unique()) and moons.train.y[chosen].bincount().tolist() == [3, 3]
     points = torch.tensor([[-0.9, 0.1], [0, 1], [1.1, 0.1], [0, 0.4], [1.1, -0.5], [1.9, 0.4]])
     assert (torch.cdist(moons.train.x[chosen], points).min(0).values < 0.05).all()
-    assert torch.equal(data.labelled_rows(moons, 8, seed=3), data.few_labels(moons.train.y, 8, 3, 2))
-    assert data.redraw(moons, moons.train.x, 1) is moons.train.x
+    assert torch.equal(data.labelled_rows(moons, 8, seed=3), data.balanced_subset(moons.train.y, 8, 3, 2))
+    assert data.sample_inputs(moons, moons.train.x, 1) is moons.train.x
 
 
 def test_moons_without_scikit_learn(monkeypatch):
@@ -62,7 +62,7 @@ def test_mnist_444_small(monkeypatch, tmp_path):
     write_mnist(tmp_path / "mnist", arrays, monkeypatch)
     with raises("load('mnist-444')", "expected 444 pixels", "got 643"):
         data.load("mnist-444", tmp_path)
-    monkeypatch.setattr(_mnist, "KEPT", 643)
+    monkeypatch.setattr(mnist, "KEPT", 643)
     reduced = data.load("mnist-444", tmp_path)
     assert (reduced.image_shape, reduced.full_shape, reduced.kind, reduced.classes) == (None, (1, 28, 28), "grey", 10)
     kept = [pixel for pixel in range(5 * 28, 784) if pixel != 27 * 28 + 4]

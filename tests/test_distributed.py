@@ -13,11 +13,13 @@ import pytest
 import torch
 from toy import assert_same_run, dataset, metrics, parameters, recipe
 
-from dgmfast import _run, train
-from dgmfast._distributed import Group, Loss, RowSyncBatchNorm, _synchronise_batch_norm
+from dgmfast import train
 from dgmfast.models import create
 from dgmfast.nn import RowBatchNorm
 from dgmfast.objectives import Objective
+from dgmfast.runs import Group
+from dgmfast.runs import folder as run_folder
+from dgmfast.runs.processes import Loss, RowSyncBatchNorm, _synchronise_batch_norm
 
 QUIET = {"progress": False, "figures": False}
 SIZES = (7, 2, 1)  # batches of odd, even and too few rows
@@ -36,8 +38,9 @@ CHILD = """
 import sys
 import torch
 from toy import dataset, recipe
-from dgmfast import _run, train
-from dgmfast._distributed import parallel, process_group
+from dgmfast import train
+from dgmfast.runs import folder as run_folder
+from dgmfast.runs import parallel, process_group
 from dgmfast.errors import InputError
 from dgmfast.models import VAE
 from dgmfast.objectives import Objective
@@ -162,7 +165,7 @@ def test_another_world_size_warns(two_processes, threads):
 def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(two_processes):
     told = {(two_processes / f"error{rank}").read_text() for rank in range(2)}
     assert told == {"training stopped in epoch 1, step 3: reconstruction not finite; the last checkpoint is intact"}
-    assert _run.load_state(two_processes / "bad")["epoch"] == 0
+    assert run_folder.load_state(two_processes / "bad")["epoch"] == 0
 
 
 def test_all_processes_learn_of_an_error_of_the_first(two_processes):

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from dgmfast import data
-from dgmfast.data import _download
+from dgmfast.data import download
 from dgmfast.errors import InputError
 
-NAMES = list(_download.MD5)
+NAMES = list(download.MD5)
 FIRST = f"{NAMES[0]}.gz"
 
 
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def loopback_without_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(_download, "TIMEOUT", 5.0)
+    monkeypatch.setattr(download, "TIMEOUT", 5.0)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def contents(monkeypatch) -> dict[str, bytes]:
     raw = {}
     for seed, name in enumerate(NAMES):
         raw[name] = struct.pack(">HBBI", 0, 8, 1, 100_000) + np.random.default_rng(seed).bytes(100_000)
-        monkeypatch.setitem(_download.MD5, name, hashlib.md5(raw[name]).hexdigest())
+        monkeypatch.setitem(download.MD5, name, hashlib.md5(raw[name]).hexdigest())
     return raw
 
 
@@ -144,7 +144,7 @@ def test_cut_transfer_continues_in_the_next_call(tmp_path, files, start):
         InputError, match=r"train-images-idx3-ubyte.gz from one of 1 mirrors; got http.*closed after \d+ of \d+ bytes"
     ):
         fetch(tmp_path, mirror)
-    assert len(mirror.requests) == _download.TRIES
+    assert len(mirror.requests) == download.TRIES
     left = found(tmp_path)
     assert list(left) == [os.path.join("mnist", f"{FIRST}.part")]
     (part,) = left.values()
@@ -152,7 +152,7 @@ def test_cut_transfer_continues_in_the_next_call(tmp_path, files, start):
     mirror.misbehave = lambda n: ""
     fetch(tmp_path, mirror)
     assert found(tmp_path) == whole(files)
-    assert mirror.requests[_download.TRIES] == (FIRST, f"bytes={len(part)}-")
+    assert mirror.requests[download.TRIES] == (FIRST, f"bytes={len(part)}-")
 
 
 def test_next_mirror_continues_a_cut_transfer(tmp_path, files, start):
@@ -189,7 +189,7 @@ def test_answer_without_length(tmp_path, files, start):
 
 
 def test_stalled_transfer_times_out_and_continues(tmp_path, files, start, monkeypatch):
-    monkeypatch.setattr(_download, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     mirror = start(files)
     mirror.misbehave = lambda n: "stall" if n == 0 else ""
     fetch(tmp_path, mirror)
@@ -279,7 +279,7 @@ def test_load_reads_what_was_downloaded(tmp_path, start, monkeypatch):
     served = {}
     for name, shape in zip(NAMES, ([4, 28, 28], [4], [2, 28, 28], [2]), strict=True):
         raw = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + bytes(int(np.prod(shape)))
-        monkeypatch.setitem(_download.MD5, name, hashlib.md5(raw).hexdigest())
+        monkeypatch.setitem(download.MD5, name, hashlib.md5(raw).hexdigest())
         served[f"{name}.gz"] = gzip.compress(raw)
     fetch(tmp_path, start(served))
     mnist = data.load("mnist", tmp_path)
@@ -336,7 +336,7 @@ def test_progress_bar(tmp_path, files, start, capsys, monkeypatch):
 
 
 def test_an_endless_body_is_cut_off(tmp_path, files, start, monkeypatch):
-    monkeypatch.setattr(_download, "MOST_BYTES", 1 << 18)
+    monkeypatch.setattr(download, "MOST_BYTES", 1 << 18)
     endless = start(files | {FIRST: bytes(1 << 24)})
     endless.misbehave = lambda n: "no length"
     with pytest.raises(InputError, match=r"expected at most 262144 bytes; the server sends more"):
@@ -359,7 +359,7 @@ def test_a_length_that_no_file_has(length, tmp_path, files, start, monkeypatch):
 
 def test_a_server_that_drips_is_left(tmp_path, files, start, monkeypatch):
     """A byte now and then outlives any timeout between two bytes."""
-    monkeypatch.setattr(_download, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MOST_SECONDS", 0.3)
     drips = start(files)
     finish = Handler.do_GET
 
@@ -382,7 +382,7 @@ def test_a_server_that_drips_is_left(tmp_path, files, start, monkeypatch):
 
 
 def test_a_body_that_inflates_beyond_any_file_of_mnist(tmp_path, files, start, monkeypatch):
-    monkeypatch.setattr("dgmfast.data._idx.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("dgmfast.data.idx.MOST_BYTES", 1 << 20)
     bomb = start(files | {FIRST: gzip.compress(bytes(1 << 26))})
     with pytest.raises(InputError, match="expected at most 1048576 bytes in the gzip file; it holds more"):
         fetch(tmp_path, bomb)

@@ -18,8 +18,10 @@ import torch
 from command_line import call
 from figures import assert_figure, record
 
-from dgmfast import _partial, _run, data, evaluate
+from dgmfast import data, evaluate
 from dgmfast.models import VAE
+from dgmfast.runs import folder as run_folder
+from dgmfast.runs import unfinished
 
 SMALL = ["--epochs", "1", "--set", "model.hidden=[[16]]", "--set", "model.latent=[2]", "--no-progress", "--no-figures"]
 SAME = ["--iw", "600", "--limit", "21", "--seed", "3", "--threads", "1", "--no-progress"]
@@ -31,21 +33,21 @@ def one_thread(threads):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     call("train", "vae-digits", "--out", folder, *SMALL)
     return folder
 
 
 @pytest.fixture
-def run(run_folder, tmp_path) -> Path:
-    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run_folder, tmp_path_factory) -> dict[str, bytes]:
+def undisturbed(trained, tmp_path_factory) -> dict[str, bytes]:
     """The files of an evaluation in one go."""
-    folder = Path(shutil.copytree(run_folder, tmp_path_factory.mktemp("undisturbed") / "run"))
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("undisturbed") / "run"))
     torch.set_num_threads(1)
     call("evaluate", folder, *SAME, "--no-figures")
     return {name: (folder / name).read_bytes() for name in ("evaluation.csv", "evaluation.json")}
@@ -65,7 +67,7 @@ def partials(folder: Path) -> list[Path]:
 def test_files_and_figure(run, monkeypatch):
     figures = record(monkeypatch)
     told = call("evaluate", run, *SAME).stdout.splitlines()[-1]
-    model, x = _run.open_run(run).model, _run.fixed_split(data.load("digits"), "test", True).x[:21]
+    model, x = run_folder.open_run(run).model, run_folder.fixed_split(data.load("digits"), "test", True).x[:21]
     expected = evaluate.log_likelihood(model, x, 600, 3)
     rows = rows_of((run / "evaluation.csv").read_bytes())
     points = [1, 10, 50, 100, 600]
@@ -152,7 +154,8 @@ def test_the_same_command_goes_on_after_an_interruption(run, undisturbed, monkey
 
 def test_the_same_command_goes_on_after_a_kill(run, undisturbed):
     script = (
-        "import os, signal, sys; from dgmfast import _partial, cli; from dgmfast.models import VAE; _partial.SAVE_SECONDS = 0.0;"
+        "import os, signal, sys; from dgmfast import cli; from dgmfast.runs import unfinished; from dgmfast.models import VAE;"
+        "unfinished.SAVE_SECONDS = 0.0;"
         "draw, calls = VAE.draw, [];"
         "VAE.draw = lambda *a: (calls.append(1), os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else 0, draw(*a))[2];"
         "cli.main(sys.argv[1:])"
@@ -164,7 +167,7 @@ def test_the_same_command_goes_on_after_a_kill(run, undisturbed):
 
 
 @pytest.mark.parametrize("other", [["--iw", "601"], ["--seed", "4"], ["--limit", "20"], ["--split", "train"], ["--tolerance", 9]])
-def test_other_settings_start_anew(other, run, run_folder, tmp_path, monkeypatch):
+def test_other_settings_start_anew(other, run, trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted(patch, 2, ctrl_c)
         call("evaluate", run, *SAME, "--no-figures", code=130)
@@ -172,7 +175,7 @@ def test_other_settings_start_anew(other, run, run_folder, tmp_path, monkeypatch
     result = call("evaluate", run, *SAME[:-1], *other, "--no-figures")
     assert "continuing" not in result.stderr
     assert {path: path.read_bytes() for path in partials(run)} == kept, "the first command can still go on"
-    fresh = Path(shutil.copytree(run_folder, tmp_path / "fresh"))
+    fresh = Path(shutil.copytree(trained, tmp_path / "fresh"))
     call("evaluate", fresh, *SAME, *other, "--no-figures")
     stem = "evaluation-train" if "train" in other else "evaluation"
     assert (run / f"{stem}.csv").read_bytes() == (fresh / f"{stem}.csv").read_bytes()
@@ -199,15 +202,15 @@ def test_a_damaged_file_of_finished_rows(run, monkeypatch):
 
 def test_rows_are_kept_now_and_then(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(_partial.time, "monotonic", lambda: now[0])
-    kept = _partial.Partial(tmp_path, {"k": 3})
-    rows = _partial.Rows([torch.ones(2, 1, 5, dtype=torch.float64)], [torch.zeros(2, dtype=torch.float64)])
+    monkeypatch.setattr(unfinished.time, "monotonic", lambda: now[0])
+    kept = unfinished.EvaluationCheckpoint(tmp_path, {"k": 3})
+    rows = unfinished.RowResults([torch.ones(2, 1, 5, dtype=torch.float64)], [torch.zeros(2, dtype=torch.float64)])
     kept.save_sometimes(rows)
     assert not kept.path.exists()
-    now[0] += _partial.SAVE_SECONDS
+    now[0] += unfinished.SAVE_SECONDS
     kept.save_sometimes(rows)
-    again = _partial.Partial(tmp_path, {"k": 3})
-    assert len(again.load(1, torch.device("cpu"), 2)) == 2 and again.seconds == _partial.SAVE_SECONDS
+    again = unfinished.EvaluationCheckpoint(tmp_path, {"k": 3})
+    assert len(again.load(1, torch.device("cpu"), 2)) == 2 and again.seconds == unfinished.SAVE_SECONDS
 
 
 # ---------------------------------------------------------------- two processes
@@ -215,15 +218,15 @@ def test_rows_are_kept_now_and_then(tmp_path, monkeypatch):
 CHILD = """
 import sys
 import torch
-from dgmfast import _report, _run, data
-from dgmfast._distributed import process_group
+from dgmfast import data
+from dgmfast.runs import evaluate_bounds, fixed_split, open_run, process_group
 from dgmfast.errors import InputError
 from dgmfast.models import VAE
 
 torch.set_num_threads(1)
 folder, out = sys.argv[1:]
-model = _run.open_run(folder).model
-x = _run.fixed_split(data.load("digits"), "test", True).x[:21]
+model = open_run(folder).model
+x = fixed_split(data.load("digits"), "test", True).x[:21]
 draw = VAE.draw
 def broken(self, *arguments):
     terms = draw(self, *arguments)
@@ -233,7 +236,7 @@ def broken(self, *arguments):
 VAE.draw = broken
 with process_group(torch.device("cpu")) as group:
     try:
-        _report.bounds(model, x, 60, group=group)
+        evaluate_bounds(model, x, 60, group=group)
     except InputError as error:
         open(f"{out}/error{group.rank}", "w").write(str(error))
 """

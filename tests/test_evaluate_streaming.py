@@ -12,8 +12,10 @@ from family import binary as family_binary
 from family import make as make_family
 from test_vae import DEVICES, TWO_LAYERS, binary, make
 
-from dgmfast import _streaming, evaluate, models
+from dgmfast import evaluate, models
 from dgmfast.errors import InputError
+from dgmfast.evaluate import ImportanceSampling, streaming
+from dgmfast.evaluate.memory import block_shape
 from dgmfast.models import SampledLabel
 
 pytestmark = pytest.mark.filterwarnings("ignore:log_likelihood. a few samples dominate")
@@ -204,14 +206,14 @@ def test_other_errors_and_no_memory_at_all_come_through(error, monkeypatch):
 def test_rows_that_are_done_are_not_done_again():
     """A restart from any block of rows gives the bits of the whole."""
     model, x = make(**TWO_LAYERS), binary(530, 12)
-    sampling = _streaming.Sampling(40, 1, _streaming.points(40))
-    whole = _streaming.Rows()
-    _streaming.stream(model, x, None, sampling, whole)
-    size, _ = _streaming.block_shape(model, 40, x.device)
+    sampling = ImportanceSampling(40, 1, streaming.curve_points(40))
+    whole = streaming.RowResults()
+    streaming.stream(model, x, None, sampling, whole)
+    size, _ = block_shape(model, 40, x.device)
     states, pareto_k = whole.tensors(3, x.device)
     for done in (size, 512, 530):
-        rows, advanced = _streaming.Rows([states[:done]], [pareto_k[:done]]), []
-        _streaming.stream(model, x, None, sampling, rows, advance=advanced.append)
+        rows, advanced = streaming.RowResults([states[:done]], [pareto_k[:done]]), []
+        streaming.stream(model, x, None, sampling, rows, advance=advanced.append)
         again, shapes = rows.tensors(3, x.device)
         assert sum(advanced) == (530 - done) * 40
         assert torch.equal(again, states) and torch.equal(shapes, pareto_k)

@@ -8,11 +8,11 @@ import toy
 from family import LABELLED, binary, densities, labels, make
 
 from dgmfast import models, train
-from dgmfast._distributed import Group
-from dgmfast._labelled import LabelledRows
 from dgmfast.errors import InputError
 from dgmfast.models import Noise
 from dgmfast.objectives import Labelled, Objective
+from dgmfast.runs import Group
+from dgmfast.train.labelled import LabelledRows
 
 WITH_BOUND = [variant for variant in LABELLED if variant != "cagem"]  # CaGeM's labelled rows have none
 UNLABELLED, ROWS, DRAWS, SEED, ALPHA, BETA = 5, 3, 4, 8, 1.7, 0.6

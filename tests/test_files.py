@@ -15,10 +15,14 @@ import torch
 from command_line import call, refused
 from toy import dataset, recipe
 
-from dgmfast import _demo, _files, _partial, _run, train
-from dgmfast._streaming import Rows
-from dgmfast.data import _files as data_files
+from dgmfast import files, train
+from dgmfast.cli import demonstration
+from dgmfast.data import files as data_files
 from dgmfast.errors import InputError
+from dgmfast.evaluate import RowResults
+from dgmfast.runs import folder as run_folder
+from dgmfast.runs import unfinished
+from dgmfast.train import loop
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs locks, links and limits of POSIX")
 QUIET = {"progress": False, "figures": False}
@@ -31,16 +35,16 @@ def one_thread(threads):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     call("train", "vae-digits", "--out", folder, *SMALL, "--threads", 1)
     return folder
 
 
 @pytest.fixture
-def run(run_folder, tmp_path) -> Path:
+def run(trained, tmp_path) -> Path:
     """A run of one's own to spoil."""
-    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 # ---------------------------------------------------------------- symbolic links
@@ -51,7 +55,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_is_left_alone(
     target, path = tmp_path / "target", tmp_path / "state.pt"
     target.write_text("precious")
     path.symlink_to(target)
-    _files.write_atomically(path, b"new")
+    files.write_atomically(path, b"new")
     assert target.read_text() == "precious" and not path.is_symlink() and path.read_bytes() == b"new"
 
 
@@ -89,15 +93,15 @@ def test_a_linked_log_and_a_linked_folder_of_figures_are_refused(run, tmp_path):
 @posix
 def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from dgmfast import _files;"
+        "import os, signal, sys; from pathlib import Path; from dgmfast import files;"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL);"
-        "_files.write_atomically(Path(sys.argv[1]), b'half')"
+        "files.write_atomically(Path(sys.argv[1]), b'half')"
     )
     path = tmp_path / "state.pt"
     assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -signal.SIGKILL
     [left] = tmp_path.glob(".*.tmp")
     (tmp_path / ".else.0123.tmp").write_text("of another file")
-    _files.write_atomically(path, b"whole")
+    files.write_atomically(path, b"whole")
     assert not left.exists() and {file.name for file in tmp_path.iterdir()} == {"state.pt", ".else.0123.tmp"}
 
 
@@ -109,22 +113,22 @@ def test_a_writer_at_work_is_not_disturbed(tmp_path, monkeypatch):
     def meanwhile(descriptor):
         if not others:
             others.append(1)
-            _files.write_atomically(path, b"second")
+            files.write_atomically(path, b"second")
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    _files.write_atomically(path, b"first")
+    files.write_atomically(path, b"first")
     assert path.read_bytes() == b"first" and [file.name for file in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_a_name_that_is_none():
     with pytest.raises(InputError, match=r"cannot write '\.': expected the name of a file"):
-        _files.write_atomically(Path(), b"")
+        files.write_atomically(Path(), b"")
 
 
 def test_json_that_is_nested_too_deeply(run):
     with pytest.raises(ValueError, match="nested too deeply"):
-        _files.parse_json("[" * 100_000)
+        files.parse_json("[" * 100_000)
     (run / "config.json").write_text('{"recipe": ' + "[" * 100_000)
     assert "config.json: expected the settings of a run" in refused("evaluate", run)
 
@@ -134,7 +138,7 @@ def test_json_that_is_nested_too_deeply(run):
 
 @posix
 def test_two_evaluations_of_one_run(run):
-    with _files.locked(run, "evaluating"):
+    with files.locked(run, "evaluating"):
         for command in (["evaluate", run, "--iw", 2], ["evaluate", run, "--iw", 2, "--seed", 5]):
             assert f"another process is evaluating {run}: wait until it is done" in refused(*command)
     assert not (run / "evaluation.json").exists()
@@ -143,14 +147,14 @@ def test_two_evaluations_of_one_run(run):
 
 @posix
 def test_the_lock_ends_with_its_process(run):
-    script = "import sys, time; from pathlib import Path; from dgmfast._files import locked\nwith locked(Path(sys.argv[1]), 'x'):"
+    script = "import sys, time; from pathlib import Path; from dgmfast.files import locked\nwith locked(Path(sys.argv[1]), 'x'):"
     other = subprocess.Popen([sys.executable, "-c", f"{script} print(flush=True); time.sleep(60)", str(run)], stdout=-1)
     other.stdout.readline()
-    with pytest.raises(InputError, match="another process"), _files.locked(run, "evaluating"):
+    with pytest.raises(InputError, match="another process"), files.locked(run, "evaluating"):
         pass
     other.kill()
     other.communicate()
-    with _files.locked(run, "evaluating"):
+    with files.locked(run, "evaluating"):
         pass
 
 
@@ -203,16 +207,16 @@ def partial_rows(states=None, pareto_k=None, **arrays):
     ],
 )
 def test_rows_that_no_evaluation_left(content, told, tmp_path):
-    kept = _partial.Partial(tmp_path, {"k": 3})
+    kept = unfinished.EvaluationCheckpoint(tmp_path, {"k": 3})
     np.savez(kept.path, **{"key": np.array(kept.key), **content})
     with pytest.raises(InputError, match=rf"expected the rows of an interrupted evaluation; got {told}.*: remove it"):
         kept.load(1, torch.device("cpu"), 5)
 
 
 def test_rows_that_an_evaluation_left(tmp_path):
-    kept = _partial.Partial(tmp_path, {"k": 3})
-    kept.save(Rows([torch.ones(3, 1, 5, dtype=torch.float64)], [torch.zeros(3, dtype=torch.float64)]))
-    assert len(_partial.Partial(tmp_path, {"k": 3}).load(1, torch.device("cpu"), 3)) == 3
+    kept = unfinished.EvaluationCheckpoint(tmp_path, {"k": 3})
+    kept.save(RowResults([torch.ones(3, 1, 5, dtype=torch.float64)], [torch.zeros(3, dtype=torch.float64)]))
+    assert len(unfinished.EvaluationCheckpoint(tmp_path, {"k": 3}).load(1, torch.device("cpu"), 3)) == 3
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -231,9 +235,9 @@ def test_rows_that_an_evaluation_left(tmp_path):
 def test_moments_of_another_shape_are_refused(change, tmp_path):
     """Adam's fused kernel trusts shapes: these ended in a segmentation fault."""
     train.fit(recipe(epochs=1), tmp_path, dataset=dataset(), **QUIET)
-    state = _run.load_state(tmp_path)
+    state = run_folder.load_state(tmp_path)
     state["optimizer"]["state"][0] |= change
-    _run.save_state(tmp_path, {name: value for name, value in state.items() if name != "digest"})
+    run_folder.save_state(tmp_path, {name: value for name, value in state.items() if name != "digest"})
     with pytest.raises(InputError, match=r"state\.pt: expected "):
         train.resume(tmp_path, {"epochs": 2}, dataset=dataset(), **QUIET)
 
@@ -241,8 +245,8 @@ def test_moments_of_another_shape_are_refused(change, tmp_path):
 @pytest.mark.parametrize("change", [{"epoch": -1}, {"step": -1}, {"epoch": 0}, {"step": 3}, {"metrics_bytes": 5}])
 def test_a_checkpoint_that_contradicts_its_log_is_refused(change, tmp_path):
     train.fit(recipe(epochs=1), tmp_path, dataset=dataset(), **QUIET)
-    state = _run.load_state(tmp_path)
-    _run.save_state(tmp_path, {name: value for name, value in {**state, **change}.items() if name != "digest"})
+    state = run_folder.load_state(tmp_path)
+    run_folder.save_state(tmp_path, {name: value for name, value in {**state, **change}.items() if name != "digest"})
     with pytest.raises(InputError, match=r"(state\.pt|metrics\.jsonl): expected "):
         train.resume(tmp_path, {"epochs": 2}, dataset=dataset(), **QUIET)
 
@@ -257,11 +261,11 @@ def test_a_run_that_never_finished_an_epoch_may_be_begun_anew(tmp_path):
 def test_by_default_at_most_a_minute_and_an_epoch_are_lost(tmp_path, monkeypatch):
     """A checkpoint at the end of an epoch a minute after the last one, and at the end; none in between."""
     now, saved = [1000.0], []
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    save = train._Training._save_state
-    monkeypatch.setattr(train._Training, "_save_state", lambda self, metrics: (saved.append(self.epoch), save(self, metrics)))
-    steps = train._Training._steps
-    monkeypatch.setattr(train._Training, "_steps", lambda self, *a: (now.__setitem__(0, now[0] + 25.0), steps(self, *a))[1])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    save = loop._Training._save_state
+    monkeypatch.setattr(loop._Training, "_save_state", lambda self, metrics: (saved.append(self.epoch), save(self, metrics)))
+    steps = loop._Training._steps
+    monkeypatch.setattr(loop._Training, "_steps", lambda self, *a: (now.__setitem__(0, now[0] + 25.0), steps(self, *a))[1])
     train.fit(recipe(epochs=7), tmp_path, dataset=dataset(), **QUIET)
     assert saved == [0, 3, 6, 7]
 
@@ -277,13 +281,13 @@ def test_the_demonstration_removes_nothing(tmp_path):
 
 
 def test_the_demonstration_goes_on_from_an_earlier_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_demo, "K", 60)
-    get = _demo.recipes.get
-    monkeypatch.setattr(_demo.recipes, "get", lambda name: get(name).override({"epochs": 1}))
-    _demo.run(tmp_path / "out", progress=False)
+    monkeypatch.setattr(demonstration, "K", 60)
+    get = demonstration.recipes.get
+    monkeypatch.setattr(demonstration.recipes, "get", lambda name: get(name).override({"epochs": 1}))
+    demonstration.run_demo(tmp_path / "out", progress=False)
     state = (tmp_path / "out" / "vae-digits" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "note.txt").write_text("mine")
-    _demo.run(tmp_path / "out", progress=False)
+    demonstration.run_demo(tmp_path / "out", progress=False)
     assert (tmp_path / "out" / "vae-digits" / "model.safetensors").read_bytes() == state
     assert (tmp_path / "out" / "note.txt").read_text() == "mine" and "vae-digits" in capsys.readouterr().out
 

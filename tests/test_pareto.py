@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dgmfast._pareto import Tail, generalized_pareto_shape, tail_size
+from dgmfast.evaluate.pareto import Tail, generalized_pareto_shape, tail_size
 
 # (K, spread) -> k̂ of log w at the quantiles of N(-90, spread²), by arviz-stats 0.8.0
 BY_ARVIZ = {

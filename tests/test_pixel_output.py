@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dgmfast.errors import InputError
-from dgmfast.sampling import PixelOutput
+from dgmfast.nn import PixelOutput
 
 
 @pytest.mark.parametrize("levels", [2, 16, 256])

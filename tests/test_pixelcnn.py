@@ -7,9 +7,11 @@ import torch
 from command_line import call, refused
 from family import make
 
-from dgmfast import data, evaluate, models, plots, recipes, reference, train
+from dgmfast import data, evaluate, models, plots, recipes, train
 from dgmfast.errors import InputError
+from dgmfast.evaluate.memory import FEW_NUMBERS, block_shape
 from dgmfast.models import Noise
+from dgmfast.nn.pixelcnn_naive import pixelcnn_sample
 from dgmfast.objectives import Objective
 
 SMALL = {"maps": 6, "blocks": 1, "tail": 2, "first_kernel": 5}
@@ -71,7 +73,7 @@ def test_samples_are_those_of_a_full_pass_per_pixel(likelihood, image):
     model = pixelcnn(image, likelihood=likelihood, levels=7)
     dim = math.prod(image)
     uniforms = Noise(3).uniform(torch.zeros(6, 1, dim, dtype=torch.float64), 3000).view(6, *image)
-    expected = reference.pixelcnn_sample(model.output.layers(), model.output.distribution, uniforms)
+    expected = pixelcnn_sample(model.output.layers(), model.output.distribution, uniforms)
     assert torch.equal(model.sample(6, seed=3), expected.view(6, dim))
     assert torch.equal(model.sample(3, seed=3), expected.view(6, dim)[:3])
     assert not torch.equal(model.sample(6, seed=4), expected.view(6, dim))
@@ -179,7 +181,7 @@ def test_fame_draws_its_pixels_given_z():
     model = make("fame")
     h = model.prior(5, Noise(1))
     uniforms = Noise(1).uniform(torch.zeros(5, 1, 6, dtype=torch.float64), 3000).view(5, 1, 2, 3)
-    expected = reference.pixelcnn_sample(
+    expected = pixelcnn_sample(
         model.output.layers(), model.output.distribution, uniforms, h.view(5, model.output.condition, 2, 3)
     )
     assert torch.equal(model.sample(5, seed=1), expected.view(5, 6))
@@ -277,7 +279,6 @@ def test_a_killed_run_resumes_to_the_same_parameters(run, tmp_path):
 
 def test_wide_feature_maps_stream_in_small_blocks():
     """A block of FAME's decoder would else hold hundreds of megabytes."""
-    from dgmfast._streaming import block_shape
 
     rows, samples = block_shape(models.create("fame"), 5000, torch.device("cpu"))
     assert rows * samples * 64 * 784 <= 2**21
@@ -286,10 +287,9 @@ def test_wide_feature_maps_stream_in_small_blocks():
 
 def test_wide_feature_maps_are_encoded_in_small_parts(monkeypatch):
     """512 rows of a PixelCNN over 256 levels of colour images would take gigabytes."""
-    from dgmfast import _streaming
 
     model = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, blocks=0, tail=1)
-    monkeypatch.setitem(_streaming.FEW_NUMBERS, "cpu", 8 * model.output.row_numbers)
+    monkeypatch.setitem(FEW_NUMBERS, "cpu", 8 * model.output.row_numbers)
     rows, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda x, y: rows.append(len(x)) or encode(x, y))
     x = (torch.rand(20, 12) < 0.4).float()

@@ -14,7 +14,7 @@ from dgmfast import data, models, plots
 from dgmfast.data import Split
 from dgmfast.errors import InputError
 from dgmfast.models import create
-from dgmfast.plots._images import _tile
+from dgmfast.plots.images import _tile
 
 LABEL_MODELS = {
     "m2": {"hidden": [8], "latent": 3},
@@ -94,7 +94,7 @@ def test_the_layout_of_a_data_set():
     for scale in (None, torch.tensor([2.0, 4.0])):
         split = Split(levels, None)
         raw = data.Dataset("raw", split, None, split, (1, 1, 2), kind="levels", classes=None, note="", scale=scale)
-        shown = plots.Layout.of(raw).images(data.redraw(raw, levels, 0), "x").flatten()
+        shown = plots.Layout.of(raw).images(data.sample_inputs(raw, levels, 0), "x").flatten()
         assert shown[0] < 1 / 256 and 0.5 <= shown[1] < 0.5 + 1 / 256
 
 

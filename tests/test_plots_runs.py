@@ -15,6 +15,8 @@ from dgmfast.data import Split
 from dgmfast.errors import InputError
 from dgmfast.models import create
 from dgmfast.objectives import Objective
+from dgmfast.plots.compare import run_titles
+from dgmfast.runs import read_run
 
 UNITS = {"z1": [[0.5, 1e-6, 0.1], [0.02, 2e-6, 0.3]], "z2": [[-0.1], [0.2]]}  # of two evaluations
 
@@ -273,9 +275,9 @@ def test_bound_curves(tmp_path, figures):
 
 def test_titles_of_runs(tmp_path):
     ends = ["x/seed-0", "y/seed-0", "y/seed-1"]
-    runs = [plots._log.read_run(run_folder(tmp_path / end, records(1), name="m2")) for end in ends]
-    other = plots._log.read_run(run_folder(tmp_path / "z", records(1), name="seed-1"))
-    titles = plots._compare.run_titles([*runs, other])
+    runs = [read_run(run_folder(tmp_path / end, records(1), name="m2")) for end in ends]
+    other = read_run(run_folder(tmp_path / "z", records(1), name="seed-1"))
+    titles = run_titles([*runs, other])
     assert list(titles.values()) == ["x/seed-0", "y/seed-0", "seed-1", str((tmp_path / "z").resolve())]
     (tmp_path / "link").symlink_to(tmp_path / "z")
     with pytest.raises(InputError, match=r"expected different runs; got .*link twice"):

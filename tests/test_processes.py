@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dgmfast import _distributed
 from dgmfast.errors import InputError, ToldElsewhere
+from dgmfast.runs import processes
 
 CPU = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -18,7 +18,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def clean() -> dict[str, str]:
     """The environment without what a launcher sets."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", _distributed.MEETING)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", processes.MEETING)
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
@@ -72,21 +72,21 @@ def test_the_place_of_a_process(environment, expected, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if isinstance(expected, tuple):
-        assert _distributed.place() == expected
+        assert processes.place() == expected
     else:
         with pytest.raises(InputError, match=expected):
-            _distributed.place()
-        assert _distributed.is_main() and _distributed.tells(InputError("x"), "x") == "Error: x", "nobody else would tell it"
+            processes.place()
+        assert processes.is_main() and processes.error_line(InputError("x"), "x") == "Error: x", "nobody else would tell it"
 
 
 def test_who_tells_an_error(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    assert _distributed.tells(InputError("x"), "x") == "Error in process 1 of 2: x"
-    assert _distributed.tells(ToldElsewhere("x"), "x") is None
+    assert processes.error_line(InputError("x"), "x") == "Error in process 1 of 2: x"
+    assert processes.error_line(ToldElsewhere("x"), "x") is None
     monkeypatch.setenv("RANK", "0")
-    assert _distributed.tells(InputError("x"), "x") == "Error: x"
+    assert processes.error_line(InputError("x"), "x") == "Error: x"
 
 
 # ---------------------------------------------------------------- commands
@@ -100,7 +100,7 @@ def test_a_rank_in_the_environment_of_a_single_process_silences_nothing():
 
 def test_processes_that_do_not_meet_stop_with_a_sentence():
     """A wrong host, and a second process that never comes."""
-    common = {"WORLD_SIZE": "2", "MASTER_PORT": free_port(), _distributed.MEETING: "2"}
+    common = {"WORLD_SIZE": "2", "MASTER_PORT": free_port(), processes.MEETING: "2"}
     start = time.monotonic()
     alone = command("train", "vae-digits", RANK="0", **common)
     elsewhere = command("train", "vae-digits", RANK="1", **{**common, "MASTER_PORT": free_port()})
@@ -108,7 +108,7 @@ def test_processes_that_do_not_meet_stop_with_a_sentence():
         lines = [line for line in told(child) if line.startswith("Error")]  # torch's own warnings may come before
         assert len(lines) == 1
         assert lines[0].startswith(f"Error{rank}: expected 2 processes (WORLD_SIZE) to meet at 127.0.0.1:")
-        assert f"within 2 seconds ({_distributed.MEETING})" in lines[0]
+        assert f"within 2 seconds ({processes.MEETING})" in lines[0]
     assert time.monotonic() - start < 60.0
 
 

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import MODEL, dataset, recipe
 
-from dgmfast import _run, data, recipes, train
+from dgmfast import data, recipes, train
 from dgmfast.errors import InputError
 from dgmfast.objectives import Objective
 from dgmfast.recipes import Recipe, Schedule
+from dgmfast.runs import folder as run_folder
 
 # ---------------------------------------------------------------- schedules
 
@@ -59,7 +60,7 @@ def test_every_recipe_is_complete(name):
     assert chosen.data in data.names()
     assert chosen.note
     x_dim = 64 if chosen.data == "digits" else 784
-    model = _run.create_model(chosen.override({"model.x_dim": x_dim}))
+    model = run_folder.create_model(chosen.override({"model.x_dim": x_dim}))
     assert model.x_dim == x_dim
     assert Recipe.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
@@ -87,16 +88,16 @@ def test_a_wrong_name_suggests_the_nearest():
     with pytest.raises(InputError, match=r"no recipe is called 'iwae-mnits'; did you mean iwae-mnist"):
         recipes.get("iwae-mnits")
     with pytest.raises(InputError, match=r"no recipe or model is called 'vea'; did you mean .*vae"):
-        recipes.one_of("vea")
+        recipes.resolve("vea")
     with pytest.raises(InputError, match=r"there are .*vae-mnist"):
         recipes.get("???")
 
 
 def test_a_model_is_trained_on_the_data_that_is_named():
-    assert recipes.one_of("vae", "digits").model == {"name": "vae"}
-    assert recipes.one_of("vae-digits", "mnist").data == "mnist"
+    assert recipes.resolve("vae", "digits").model == {"name": "vae"}
+    assert recipes.resolve("vae-digits", "mnist").data == "mnist"
     with pytest.raises(InputError, match="--data"):
-        recipes.one_of("vae")
+        recipes.resolve("vae")
 
 
 # ---------------------------------------------------------------- settings

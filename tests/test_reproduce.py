@@ -9,13 +9,16 @@ import pytest
 import torch
 from toy import dataset, metrics, recipe
 
-from dgmfast import _published, _report, _reproduce, baselines, data, recipes, train
-from dgmfast._published import TABLES, Row, Table
-from dgmfast._reproduce import Options, scaled
+from dgmfast import data, recipes, train
 from dgmfast.errors import InputError
 from dgmfast.models import MODELS
 from dgmfast.objectives import Objective
-from dgmfast.recipes import Schedule, _registry
+from dgmfast.recipes import Schedule, registry
+from dgmfast.reproduce import TABLES, Options, baselines, published
+from dgmfast.reproduce import table as tables
+from dgmfast.reproduce.published import Row, Table
+from dgmfast.reproduce.table import scaled
+from dgmfast.train import loop
 
 M2 = {"name": "m2", "hidden": [8], "latent": 2}
 
@@ -37,7 +40,7 @@ def test_every_row_names_a_recipe_and_a_model_that_exist(name):
         assert row.start_from in ["", *keys]
         assert set(row.published) <= {"L_1", "L_5000", "error"}
         if row.source.startswith("baseline:"):
-            assert row.source.removeprefix("baseline:") in baselines.NAMES
+            assert row.source.removeprefix("baseline:") in baselines.BASELINES
             continue
         chosen = recipes.get(row.source).override(dict(row.changes))
         assert chosen.data in data.names()
@@ -113,8 +116,8 @@ def test_a_first_stage_is_scaled():
 def toys(monkeypatch) -> Iterator[None]:
     """A table of two recipes on the toy data."""
     labels = {"labels": 8, "labelled_batch": 5}
-    monkeypatch.setitem(_registry.RECIPES, "toy", recipe(start_at_mean=False))
-    monkeypatch.setitem(_registry.RECIPES, "toy-m2", recipe(model=M2, start_at_mean=False, **labels))
+    monkeypatch.setitem(registry.RECIPES, "toy", recipe(start_at_mean=False))
+    monkeypatch.setitem(registry.RECIPES, "toy-m2", recipe(model=M2, start_at_mean=False, **labels))
     fine = Row("VAE, fine-tuned", "toy", {}, {"epochs": 1}, "toy-fine", start_from="toy")
     rows = (Row("VAE", "toy", {"L_1": (-9.5,)}), fine, Row("M2", "toy-m2", {"L_5000": (-8.0,), "error": (0.96, 0.02)}))
     monkeypatch.setitem(TABLES, "toys-of-tests", Table("Toys", ("L_1", "L_5000", "error"), rows, "A note."))
@@ -127,7 +130,7 @@ def options(out, **changes) -> Options:
 
 def reproduce(out, name="toys-of-tests", **changes) -> tuple[str, list[str]]:
     told: list[str] = []
-    return _reproduce.run(name, options(out, **changes), told.append), told
+    return tables.reproduce_table(name, options(out, **changes), told.append), told
 
 
 def cells(text: str) -> dict[str, list[str]]:
@@ -158,26 +161,26 @@ def test_a_table(toys, tmp_path, monkeypatch):
     started = [json.loads((tmp_path / "runs" / "toy-fine" / f"seed-{s}" / "config.json").read_text())["recipe"] for s in (0, 1)]
     assert [run["start_from"] for run in started] == [str(tmp_path / "runs" / "toy" / f"seed-{s}") for s in (0, 1)]
 
-    for module, name in ((train, "fit"), (train, "resume"), (_report, "bounds")):  # nothing is left to do
+    for module, name in ((train, "fit"), (train, "resume"), (tables, "evaluate_bounds")):  # nothing is left to do
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("a finished run is repeated"))
     assert cells(reproduce(tmp_path, seeds=2)[0]) == rows
 
 
 def test_an_unfinished_run_goes_on(toys, tmp_path, monkeypatch):
     whole, _ = reproduce(tmp_path / "whole", only=["toy-m2"])
-    train_epoch = train._Training._train_epoch
+    train_epoch = loop._Training._train_epoch
 
     def interrupt(self, bar):
         if self.epoch == 2:
             raise KeyboardInterrupt
         return train_epoch(self, bar)
 
-    monkeypatch.setattr(train._Training, "_train_epoch", interrupt)
-    monkeypatch.setattr(train._Options, "__init__", every_epoch(train._Options.__init__))
+    monkeypatch.setattr(loop._Training, "_train_epoch", interrupt)
+    monkeypatch.setattr(loop._Options, "__init__", every_epoch(loop._Options.__init__))
     with pytest.raises(KeyboardInterrupt):
         reproduce(tmp_path / "cut", only=["toy-m2"])
     assert not (tmp_path / "cut" / "toys-of-tests.md").exists()
-    monkeypatch.setattr(train._Training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(loop._Training, "_train_epoch", train_epoch)
     resumed, _ = reproduce(tmp_path / "cut", only=["toy-m2"])
     assert metrics(tmp_path / "cut" / "runs" / "toy-m2" / "seed-0") == metrics(tmp_path / "whole" / "runs" / "toy-m2" / "seed-0")
     assert cells(resumed)["M2"][4:] == cells(whole)["M2"][4:]
@@ -214,22 +217,24 @@ def test_the_form_of_the_bounds(toys, tmp_path):
 
 def test_baselines_as_rows(toys, tmp_path, monkeypatch):
     small = {"model.hidden": [[8]], "model.latent": [3], "epochs": 2}
-    monkeypatch.setattr(baselines, "m1_recipe", lambda name, seed=0: recipe(name="m1-toy", seed=seed).override(small))
-    run = baselines.run
-    monkeypatch.setattr(baselines, "run", lambda name, rows, labels, *rest: run(name, rows, labels - 92, *rest))  # of 61 rows
+    monkeypatch.setattr(tables, "m1_recipe", lambda name, seed=0: recipe(name="m1-toy", seed=seed).override(small))
+    run = baselines.run_baseline
+    monkeypatch.setattr(
+        tables, "run_baseline", lambda name, rows, labels, *rest: run(name, rows, labels - 92, *rest)
+    )  # of 61 rows
     rows = tuple(Row(name, f"baseline:{name}", {}) for name in ("logistic", "m1-svm"))
     monkeypatch.setitem(TABLES, "toys-of-tests", Table("Baselines", ("error",), rows))
     text, _ = reproduce(tmp_path, seeds=2)
     assert float(cells(text)["logistic"][4].split(" ± ")[0]) < 60 and cells(text)["m1-svm"][0] == "2"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"baseline-logistic", "baseline-m1-svm", "m1-toy"}
-    monkeypatch.setattr(baselines, "run", lambda *a, **k: pytest.fail("a finished baseline is repeated"))
+    monkeypatch.setattr(tables, "run_baseline", lambda *a, **k: pytest.fail("a finished baseline is repeated"))
     assert cells(reproduce(tmp_path, seeds=2)[0]) == cells(text)
 
 
 def test_numbers_as_text():
-    assert [_reproduce.number(value) for value in ((), (-86.755,), (0.96, 0.02))] == ["", "−86.75", "0.96 ± 0.02"]
-    times = [_reproduce._time([{"train_seconds": s}]) for s in (12.3, 600.0, 7200.0)]
-    assert times == ["12 s", "10 min", "2.0 h"] and _reproduce._time([{}]) == ""
+    assert [tables.number(value) for value in ((), (-86.755,), (0.96, 0.02))] == ["", "−86.75", "0.96 ± 0.02"]
+    times = [tables._time([{"train_seconds": s}]) for s in (12.3, 600.0, 7200.0)]
+    assert times == ["12 s", "10 min", "2.0 h"] and tables._time([{}]) == ""
 
 
 def test_wrong_input(toys, tmp_path):
@@ -243,4 +248,4 @@ def test_wrong_input(toys, tmp_path):
     (tmp_path / "runs" / "toy" / "seed-0" / "measured.json").write_text("{")
     with pytest.raises(InputError, match=r"measured\.json: expected earlier measurements"):
         reproduce(tmp_path, only=["toy"])
-    assert _published.TABLES is TABLES
+    assert published.TABLES is TABLES

@@ -11,8 +11,9 @@ import pytest
 import torch
 from toy import assert_same_run, dataset, metrics, parameters, recipe
 
-from dgmfast import _run, recipes, train
+from dgmfast import recipes, train
 from dgmfast.errors import InputError
+from dgmfast.runs import folder as run_folder
 
 QUIET = {"progress": False, "figures": False}
 EPOCHS = 6
@@ -60,15 +61,15 @@ for folder, moment in json.loads(sys.argv[1]).items():
 """
 
 MOMENTS = {
-    "before the first checkpoint": ("dgmfast._run", "save_state", 1, "before"),
-    "after the first checkpoint": ("dgmfast._run", "save_state", 1, "after"),
+    "before the first checkpoint": ("dgmfast.train.loop", "save_state", 1, "before"),
+    "after the first checkpoint": ("dgmfast.train.loop", "save_state", 1, "after"),
     "in the middle of an epoch": ("torch.optim", "Adam.step", 14, "after"),
-    "between the epoch's metrics and the checkpoint": ("dgmfast._logs", "Metrics.append", 4, "after"),
-    "in the middle of a line of metrics": ("dgmfast._logs", "Metrics.append", 4, "halfway"),
-    "between the sync of the metrics and the checkpoint": ("dgmfast._logs", "Metrics.sync", 3, "after"),
+    "between the epoch's metrics and the checkpoint": ("dgmfast.runs.metrics", "Metrics.append", 4, "after"),
+    "in the middle of a line of metrics": ("dgmfast.runs.metrics", "Metrics.append", 4, "halfway"),
+    "between the sync of the metrics and the checkpoint": ("dgmfast.runs.metrics", "Metrics.sync", 3, "after"),
     "between the temporary file and its rename": ("os", "replace", 4, "before"),
-    "between the checkpoint and the export": ("dgmfast._run", "save_state", 3, "after"),
-    "after the last checkpoint": ("dgmfast._run", "save_state", 4, "after"),
+    "between the checkpoint and the export": ("dgmfast.train.loop", "save_state", 3, "after"),
+    "after the last checkpoint": ("dgmfast.train.loop", "save_state", 4, "after"),
 }
 
 
@@ -203,7 +204,7 @@ def test_a_flipped_byte_anywhere(tmp_path):
     for place in range(50, len(content) - 50, len(content) // 60):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         try:
-            state = _run.load_state(tmp_path)
+            state = run_folder.load_state(tmp_path)
         except InputError as error:
             assert "state.pt: expected" in str(error) and "\n" not in str(error)
             found += 1

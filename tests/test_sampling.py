@@ -12,10 +12,10 @@ import pytest
 import torch
 from op_cases import ISAS
 
-from dgmfast import _C, reference
-from dgmfast._conv import MaskedConv2d
+from dgmfast import _C
 from dgmfast.errors import InputError
-from dgmfast.sampling import CausalLayer, PixelOutput, sample_pixels
+from dgmfast.nn import CausalLayer, MaskedConv2d, PixelOutput, sample_pixels
+from dgmfast.nn.pixelcnn_naive import causal_stack, pixelcnn_sample
 
 OUTPUTS = {
     "bernoulli": PixelOutput(),
@@ -62,7 +62,7 @@ def uniforms(*shape: int) -> torch.Tensor:
 
 def redrawn(layers: Sequence[CausalLayer], output: PixelOutput, x: torch.Tensor, u: torch.Tensor, **rest: Any) -> torch.Tensor:
     """Every pixel drawn again given those before it in x: one pass does, because the layers are causal."""
-    params = reference.causal_stack(layers, x, rest.get("condition"))
+    params = causal_stack(layers, x, rest.get("condition"))
     by_pixel = params.unflatten(1, (x.shape[1], -1)).movedim(2, -1)
     drawn = output.draw(by_pixel.flatten(0, -2), u.flatten(), rest.get("temperature", 1.0))
     return drawn.view(x.shape).to(x)
@@ -71,7 +71,7 @@ def redrawn(layers: Sequence[CausalLayer], output: PixelOutput, x: torch.Tensor,
 def assert_same(layers: Sequence[CausalLayer], output: PixelOutput, u: torch.Tensor, **rest: Any) -> torch.Tensor:
     """The same pixels as the naive way; returns them."""
     x = sample_pixels(layers, output, u, **rest)
-    expected = reference.pixelcnn_sample(layers, output, u, **rest)
+    expected = pixelcnn_sample(layers, output, u, **rest)
     assert x.dtype == layers[0].conv.weight.dtype and not x.requires_grad
     assert torch.equal(x, expected)
     if x.numel() > 100 and "keep" not in rest:
@@ -90,7 +90,7 @@ def test_pixels_of_the_naive_way(name: str, colors: int, path_device: str) -> No
     assert x.device.type == path_device
     for layer in layers:
         layer.conv.cpu()
-    assert torch.equal(x.cpu(), reference.pixelcnn_sample(layers, output, u))
+    assert torch.equal(x.cpu(), pixelcnn_sample(layers, output, u))
 
 
 STACKS: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def test_more_images_than_are_drawn_together(monkeypatch: pytest.MonkeyPatch, th
     layers, u = stack(OUTPUTS["bernoulli"], unmasked=2), uniforms(7, 1, 4, 4)
     rest = {"condition": uniforms(7, 2, 4, 4), "observed": uniforms(7, 1, 4, 4), "keep": uniforms(7, 1, 4, 4) < 0.3}
     whole = assert_same(layers, OUTPUTS["bernoulli"], u, **rest)
-    monkeypatch.setattr("dgmfast.sampling._IMAGES_PER_THREAD", 3)
+    monkeypatch.setattr("dgmfast.nn.pixel_sampling._IMAGES_PER_THREAD", 3)
     torch.set_num_threads(1)
     calls: list[tuple[int, int]] = []
     x = sample_pixels(layers, OUTPUTS["bernoulli"], u, **rest, progress=lambda done, rows: calls.append((done, rows)))
@@ -179,7 +179,7 @@ def test_temperature(name: str, temperature: float, colors: int) -> None:
 def test_low_temperature_takes_the_mode() -> None:
     output = OUTPUTS["categorical"]
     x = sample_pixels(stack(output), output, uniforms(3, 1, 5, 5), temperature=1e-9)
-    logits = reference.causal_stack(stack(output), x)
+    logits = causal_stack(stack(output), x)
     assert torch.equal((x * 4).long().squeeze(1), logits.argmax(1))
 
 
@@ -239,7 +239,7 @@ def test_extreme_parameters() -> None:
                 x = sample_pixels([layer], output, torch.full((1, 1, 2, 2), u, dtype=torch.float64))
                 assert ((x >= 0) & (x <= 1)).all()
                 if math.isfinite(bias) and u == 0.25:
-                    assert torch.equal(x, reference.pixelcnn_sample([layer], output, torch.full_like(x, u)))
+                    assert torch.equal(x, pixelcnn_sample([layer], output, torch.full_like(x, u)))
 
 
 def images_of(levels: int, *shape: int) -> torch.Tensor:
@@ -252,7 +252,7 @@ def images_of(levels: int, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("output", [PixelOutput(), PixelOutput("categorical", 3), PixelOutput("logistic", 3)], ids=str)
 def test_probabilities_sum_to_one(output: PixelOutput, shape: tuple[int, int, int]) -> None:
     x = images_of(output.levels, *shape)
-    log_px = output.log_prob(reference.causal_stack(stack(output, shape[0]), x), x)
+    log_px = output.log_prob(causal_stack(stack(output, shape[0]), x), x)
     torch.testing.assert_close(log_px.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
@@ -262,7 +262,7 @@ def test_frequencies(rows_kept: int, temperature: float) -> None:
     """Chi-square of 20000 drawn 2×2 images against p(x) by enumeration, and given a first row, against p(rest | row)."""
     output, layers, count = PixelOutput(), stack(kernels=(3, 3), residual=()), 20000
     x = images_of(2, 1, 2, 2)
-    log_px = output.log_prob(reference.causal_stack(layers, x) / temperature, x)
+    log_px = output.log_prob(causal_stack(layers, x) / temperature, x)
     rest: dict[str, Any] = {}
     if rows_kept:
         observed = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64).expand(count, 1, 2, 2)

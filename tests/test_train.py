@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import load_file
 from toy import assert_same_run, dataset, metrics, parameters, recipe
 
-from dgmfast import _run, train
+from dgmfast import train
 from dgmfast.errors import InputError
 from dgmfast.models import VAE
 from dgmfast.objectives import Objective
 from dgmfast.recipes import Schedule
+from dgmfast.runs import folder as run_folder
+from dgmfast.seeds import derive_seed
+from dgmfast.train import loop
 
 QUIET = {"progress": False, "figures": False}
 
@@ -38,9 +41,9 @@ def resume(folder, changes=None, **options):
 
 
 def test_derive_seed_is_fixed_and_in_range():
-    assert train.derive_seed(0, "noise", 0, 0) == train.derive_seed(0, "noise", 0, 0)
-    assert train.derive_seed(1, "init") == 7526557544683443979  # a change would break every run's resume
-    assert all(0 <= train.derive_seed(seed, "x") < 2**63 for seed in range(1000))
+    assert derive_seed(0, "noise", 0, 0) == derive_seed(0, "noise", 0, 0)
+    assert derive_seed(1, "init") == 7526557544683443979  # a change would break every run's resume
+    assert all(0 <= derive_seed(seed, "x") < 2**63 for seed in range(1000))
 
 
 def test_derive_seed_tells_paths_apart():
@@ -48,7 +51,7 @@ def test_derive_seed_tells_paths_apart():
         (seed, name, epoch, step) for seed in range(4) for name in ("noise", "torch") for epoch in range(50) for step in range(50)
     ]
     paths += [(0, "a", 12), (0, "a", 1, 2), (0, "a1", 2), (0, "a", "12"), (0, 12), (0, "12"), (0,), (1,)]
-    seeds = {train.derive_seed(*path) for path in paths}
+    seeds = {derive_seed(*path) for path in paths}
     assert len(seeds) == len(paths)
     low = {seed % 2**32 for seed in seeds}
     assert len(low) > len(paths) - 5, "the low 32 bits, which torch's generator reads, must be spread too"
@@ -81,7 +84,7 @@ def test_the_run_folder(tmp_path):
     )
     exported = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(exported[name], value) for name, value in model.state_dict().items())
-    run = _run.open_run(tmp_path)
+    run = run_folder.open_run(tmp_path)
     assert (run.epoch, run.image_shape, run.model.training) == (3, (1, 4, 4), False)
     assert torch.equal(run.model.sample(3, seed=0), model.sample(3, seed=0))
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
@@ -207,7 +210,7 @@ def test_a_non_finite_loss_names_the_step_and_the_term(term, told, tmp_path, mon
 
 
 def test_a_non_finite_parameter_never_reaches_a_checkpoint(tmp_path, monkeypatch):
-    steps = train._Training._steps
+    steps = loop._Training._steps
 
     def diverge(self, *arguments):
         told = steps(self, *arguments)
@@ -215,8 +218,8 @@ def test_a_non_finite_parameter_never_reaches_a_checkpoint(tmp_path, monkeypatch
             self.model.output.logits.bias.data[0] = math.nan
         return told
 
-    monkeypatch.setattr(train._Training, "_steps", diverge)
-    monkeypatch.setattr(train._Training, "_evaluate", lambda self: {})
+    monkeypatch.setattr(loop._Training, "_steps", diverge)
+    monkeypatch.setattr(loop._Training, "_evaluate", lambda self: {})
     with pytest.raises(InputError, match=r"after epoch 2: output.logits.bias not finite"):
         fit(tmp_path, checkpoint_every=1)
     assert parameters(tmp_path)["epoch"] == 1

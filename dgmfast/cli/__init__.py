@@ -1,11 +1,11 @@
 """The command line, a module per group of commands. A user's error is one line and exit code 2, an interruption 130."""
 
-from dgmfast.cli._evaluate import classify, evaluate, sample
-from dgmfast.cli._figures import compare, figures
-from dgmfast.cli._group import INTERRUPTED, USER_ERROR, main
-from dgmfast.cli._other import bench, demo, info
-from dgmfast.cli._tables import baseline, reproduce
-from dgmfast.cli._train import train_command
+from dgmfast.cli.drawing import compare, figures
+from dgmfast.cli.evaluation import classify, evaluate, sample
+from dgmfast.cli.group import INTERRUPTED, USER_ERROR, main
+from dgmfast.cli.other import bench, demo, info
+from dgmfast.cli.tables import baseline, reproduce
+from dgmfast.cli.training import train_command
 
 for command in (train_command, evaluate, classify, sample, figures, compare, reproduce, baseline, demo, info, bench):
     main.add_command(command)

@@ -6,17 +6,20 @@ import inspect
 from dgmfast.errors import InputError
 from dgmfast.models.adgm import ADGM
 from dgmfast.models.avae import AVAE
-from dgmfast.models.base import Elbo, GenerativeModel, LabelModel, Latent, Noise, Terms
+from dgmfast.models.base import GenerativeModel
 from dgmfast.models.cagem import CaGeM
 from dgmfast.models.fame import FAME
 from dgmfast.models.label_lvae import LabelLVAE
+from dgmfast.models.label_model import LabelModel
 from dgmfast.models.labels import LABEL_SUMS, GumbelSoftmax, LabelSum, SampledLabel, SparseSum
 from dgmfast.models.lvae import LVAE, AuxiliaryLVAE
 from dgmfast.models.m1m2 import M1M2
 from dgmfast.models.m2 import M2
+from dgmfast.models.noise import Gaussian, Noise, Seed
 from dgmfast.models.pixelcnn import PixelCNN
 from dgmfast.models.potential import Potential
 from dgmfast.models.sdgm import SDGM
+from dgmfast.models.terms import Elbo, Encoding, Label, Latent, Terms
 from dgmfast.models.vae import VAE
 
 MODELS: dict[str, type[GenerativeModel]] = {
@@ -71,8 +74,11 @@ __all__ = [
     "AuxiliaryLVAE",
     "CaGeM",
     "Elbo",
+    "Encoding",
+    "Gaussian",
     "GenerativeModel",
     "GumbelSoftmax",
+    "Label",
     "LabelLVAE",
     "LabelModel",
     "LabelSum",
@@ -81,6 +87,7 @@ __all__ = [
     "PixelCNN",
     "Potential",
     "SampledLabel",
+    "Seed",
     "SparseSum",
     "Terms",
     "create",

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
-from dgmfast.models.vae import check_flags, check_sizes
-from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, choose, decode, fused_layers
+from dgmfast.models.base import GenerativeModel
+from dgmfast.models.checks import check_flags, check_sizes
+from dgmfast.models.noise import Noise
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, decode, fused_layers
+from dgmfast.nn import lookup as choose
 
 
 class AVAE(GenerativeModel):

@@ -13,120 +13,16 @@ Latents may form a hierarchy (each draws from its own noise stream). A label is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from dgmfast import ops
 from dgmfast.errors import InputError, check_count
-from dgmfast.models.labels import Gaussian, Labels, LabelSum, Observed, SampledLabel
+from dgmfast.models.labels import LabelSum, SampledLabel
 from dgmfast.models.noise import Noise, Seed
+from dgmfast.models.terms import Elbo, Encoding, Label, Terms
 from dgmfast.nn import AnyOutput, PixelCNNDecoder
-
-Encoding = Mapping[str, Tensor]  # each [B, ...]
-Label = Tensor | LabelSum | None
-
-
-@dataclass
-class Latent:
-    """One latent of a draw: its sample z [B, k, D] with log q(z|·) [B, k], and the Gaussians q and p that it has there.
-
-    p: None for N(0, I). exact: whether KL(q ‖ p) is this latent's term of the bound, because under q the parents of p do not
-    depend on z (MODELS.md §1). Where a label is summed over, all may be labelled (see `labels`).
-    """
-
-    z: Tensor
-    log_q: Tensor
-    q: Gaussian
-    p: Gaussian | None = None
-    exact: bool = False
-
-    def log_p(self) -> Tensor:
-        """log p(z | parents), in nats."""
-        return ops.gaussian_log_prob(self.z, *(self.p or ()))
-
-    def kl(self, analytic: bool = True) -> Tensor:
-        """KL(q ‖ p) where exact and asked for, else the sample's log q − log p, maybe negative."""
-        return ops.gaussian_kl(*self.q, *(self.p or ())) if self.exact and analytic else self.log_q - self.log_p()
-
-    def kl_units(self) -> Tensor:
-        """The same for each unit, [..., D], of a draw that does not sum over a label."""
-        z, q = self.z.unsqueeze(-1), tuple(t.unsqueeze(-1) for t in self.q)
-        p = tuple(t.unsqueeze(-1) for t in self.p or ())
-        return ops.gaussian_kl(*q, *p) if self.exact else ops.gaussian_log_prob(z, *q) - ops.gaussian_log_prob(z, *p)
-
-
-@dataclass
-class Terms:
-    """The terms of the bounds for k joint draws of the latents, in nats.
-
-    decoding: what the output distribution p(x|·) takes, or a function that makes it, where log_px could do without (nn.decode).
-    log_px: log p(x | latents), [B, k], labelled where a label is summed over. labels, log_py: the model's label, if it has one,
-    and log p(y|·) of what it is. cross_entropy: −log of the classifiers' probabilities of an observed label, [B, k].
-    """
-
-    decoding: Tensor | Callable[[], Tensor]
-    log_px: Tensor
-    latents: dict[str, Latent] = field(default_factory=dict)
-    labels: Labels | None = None
-    log_py: Tensor | None = None
-    cross_entropy: dict[str, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def decoded(self) -> Tensor:
-        """What the output distribution p(x|·) takes."""
-        return self.decoding if isinstance(self.decoding, Tensor) else self.decoding()
-
-    def log_weights(self, beta: float = 1.0) -> Tensor:
-        """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k] (eq. 3.31; β: eq. 5.5).
-
-        Over a label, log Σ_y q(y|·) w_y^β, which needs no sample of it: at β = 1, q(y|·) cancels.
-        """
-        prior = sum(self._term(latent.log_p()) - self._term(latent.log_q) for latent in self.latents.values())
-        log_w = self.log_px + (prior if beta == 1.0 else beta * prior)
-        return log_w if self.labels is None or self.log_py is None else self.labels.log_weights(log_w, self.log_py, beta)
-
-    def bound(self, beta: float = 1.0, analytic: bool = True) -> Tensor:
-        """log p(x|latents) − β Σ KL, [B, k]: the ELBO's sample, its mean over a label taken by the op (eqs 3.30, 4.7, 4.20)."""
-        kl = sum(self._term(latent.kl(analytic)) for latent in self.latents.values())
-        value = self.log_px - (kl if beta == 1.0 else beta * kl)
-        return value if self.labels is None or self.log_py is None else self.labels.bound(value, self.log_py, beta)
-
-    def reconstruction(self) -> Tensor:
-        """log p(x|latents), [B, k]; its mean under q(y|·) where a label is summed over."""
-        return self._mean(self.log_px)
-
-    def kl_terms(self, analytic: bool = True) -> dict[str, Tensor]:
-        """KL of each latent, [B, k] or [B, 1]: analytic where exact and asked for.
-
-        An observed label costs −log p(y|·); one that is summed over KL(q(y|·) ‖ p(y|·)) (eqs 4.7 and 4.9).
-        """
-        terms = {name: self._mean(latent.kl(analytic)) for name, latent in self.latents.items()}
-        return terms if self.labels is None or self.log_py is None else {**terms, "y": self.labels.kl(self.log_py)}
-
-    def per_label(self) -> Tensor:
-        """L(x, y) of every label, [B, k, Y], where the label was summed over exactly (eq. 4.9)."""
-        assert self.log_py is not None
-        kl = sum(self._term(latent.kl()) for latent in self.latents.values())
-        return self.log_px - kl + self.log_py
-
-    def _term(self, t: Tensor) -> Tensor:
-        return t if self.labels is None else self.labels.term(t)
-
-    def _mean(self, t: Tensor) -> Tensor:
-        return t if self.labels is None else self.labels.mean(self.labels.term(t))
-
-
-@dataclass
-class Elbo:
-    """The evidence lower bound of each row, [B] in nats, and its terms: bound = reconstruction − β Σ kl."""
-
-    bound: Tensor
-    reconstruction: Tensor
-    kl: dict[str, Tensor]
 
 
 class GenerativeModel(nn.Module):
@@ -151,15 +47,15 @@ class GenerativeModel(nn.Module):
         In semi-supervised training without batch norm, labelled and unlabelled rows are encoded together, with the y of the
         latter: a model that trains so looks at y in `draw`.
         """
-        raise _abstract(self, "encode")
+        raise abstract_method(self, "encode")
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
         """k joint samples of the latents per row, and the terms of the bounds at them."""
-        raise _abstract(self, "draw")
+        raise abstract_method(self, "draw")
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         """What the output distribution takes, [n, 1, ...], with the latents drawn from the prior."""
-        raise _abstract(self, "prior")
+        raise abstract_method(self, "prior")
 
     def fused(self, device: torch.device) -> list[nn.Module]:
         """The modules that `draw` does not call on a device in evaluation, because one op does their work (nn.decode)."""
@@ -331,88 +227,5 @@ def _readable(t: Tensor) -> bool:
     return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-LABEL_STREAM = 1000
-PRIORS = ("uniform", "learned")
-
-
-class LabelModel(GenerativeModel):
-    """Base of the models with a label y; subclasses give `label_log_probs` besides.
-
-    class_prior: p(y), "uniform", "learned", or a list of Y probabilities.
-    """
-
-    num_classes: int
-
-    def __init__(self, num_classes: int, class_prior: str | Sequence[float] = "uniform") -> None:
-        super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise InputError(f"num_classes must be a whole number of at least 2; got {num_classes!r}")
-        self.num_classes = num_classes
-        logits = torch.zeros(num_classes)
-        if not isinstance(class_prior, str):
-            try:
-                logits = torch.as_tensor(class_prior, dtype=torch.float32).log()
-            except (TypeError, ValueError) as error:
-                raise InputError(f"class_prior must hold {num_classes} positive probabilities; got {class_prior!r}") from error
-            if logits.shape != (num_classes,) or not logits.isfinite().all():
-                raise InputError(f"class_prior must hold {num_classes} positive probabilities; got {class_prior!r}")
-        elif class_prior not in PRIORS:
-            raise InputError(f"class_prior must be {' or '.join(PRIORS)}, or a list of probabilities; got {class_prior!r}")
-        if class_prior == "learned":
-            self.prior_logits = nn.Parameter(logits)
-        else:
-            self.register_buffer("prior_logits", logits)
-
-    def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
-        """log q(y | latents, x) at k draws of the latents above it, [B, k, Y]."""
-        raise _abstract(self, "label_log_probs")
-
-    def log_py(self) -> Tensor:
-        """log p(y), [Y]."""
-        return torch.log_softmax(self.prior_logits, 0)
-
-    def bind(self, y: Label, log_qy: Tensor, k: int, noise: Noise) -> Labels:
-        """The label of a draw: y itself, or its sum over log q(y|·) [B, 1 or k, Y]."""
-        return Observed(y) if isinstance(y, Tensor) else (y or LabelSum()).bind(log_qy, k, noise, LABEL_STREAM)
-
-    def sampled_label(self, log_py: Tensor, noise: Noise, y: Tensor | None) -> Labels:
-        """For sampling from the model: y [n], or draws from p(y|·), given as log p(y|·) [n, 1, Y]."""
-        return self.bind(SampledLabel() if y is None else y, log_py.detach(), 1, noise)
-
-    @torch.no_grad()
-    def classify(
-        self,
-        x: Tensor,
-        k: int = 1,
-        seed: Seed = None,
-        by: str = "q",
-        first_row: int = 0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Class probabilities, [B, Y], from k draws of the latents.
-
-        by: "q", q(y|x) = E q(y|latents, x); "p", the Bayes classifier p(y|x) ∝ exp L(x, y) of the bounds; "both", their
-        normalised geometric mean (thesis §4.7 proposes the last two).
-
-        Raises:
-            InputError: another `by`, k below 1, or an x that the model does not take.
-        """
-        self.check("classify", x, None)
-        check_count("classify", "k", k)
-        if by not in ("q", "p", "both"):
-            raise InputError(f"classify: by must be q, p or both; got {by!r}")
-        encoding, noise = self.encode(x), Noise.of("classify", seed, generator, x.device, first_row)
-        if by == "q":
-            return self.label_log_probs(encoding, x, k, noise).exp().mean(1)
-        terms = self.draw(encoding, x, k, noise)
-        if terms.log_py is None:
-            raise InputError(f"classify: by must be q while {type(self).__name__} is in a stage without labels; got {by!r}")
-        log_p = torch.log_softmax(terms.per_label().mean(1), -1)
-        if by == "p":
-            return log_p.exp()
-        return torch.softmax(0.5 * (log_p + self.label_log_probs(encoding, x, k, noise).exp().mean(1).log()), -1)
-
-
-def _abstract(model: GenerativeModel, method: str) -> TypeError:
+def abstract_method(model: GenerativeModel, method: str) -> TypeError:
     return TypeError(f"{type(model).__name__} does not define {method}, which every model must")

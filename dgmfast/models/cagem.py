@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from dgmfast.errors import InputError, check_count
-from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.checks import check_flags, check_widths
+from dgmfast.models.label_model import LabelModel
 from dgmfast.models.labels import Labels, LabelSum
-from dgmfast.models.noise import Seed
-from dgmfast.models.vae import check_flags, check_widths
-from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, choose
+from dgmfast.models.noise import Noise, Seed
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP
+from dgmfast.nn import lookup as choose
 
 Z1, Z2 = 0, 1  # noise streams
 

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgmfast._maps import ConvDown, ConvUp, OverRows
-from dgmfast._pixelcnn import PixelCNNDecoder, image_of
 from dgmfast.errors import InputError
 from dgmfast.models.base import GenerativeModel
+from dgmfast.models.checks import check_flags, check_widths
 from dgmfast.models.lvae import LVAE
 from dgmfast.models.noise import Seed
-from dgmfast.models.vae import check_flags, check_widths
-from dgmfast.nn import MLP, GaussianHead
+from dgmfast.nn import MLP, ConvDown, ConvUp, GaussianHead, OverRows, PixelCNNDecoder, image_of
 
 
 class FAME(LVAE):

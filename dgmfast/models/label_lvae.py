@@ -8,10 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dgmfast import ops
-from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
+from dgmfast.models.checks import check_sizes
+from dgmfast.models.label_model import LabelModel
 from dgmfast.models.lvae import climb
-from dgmfast.models.vae import check_sizes
-from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead, choose
+from dgmfast.models.noise import Noise
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead
+from dgmfast.nn import lookup as choose
 
 
 class LabelLVAE(LabelModel):

@@ -89,7 +89,7 @@ class Observed(Labels):
         return log_w + (log_py if beta == 1.0 else beta * log_py)
 
 
-class _Drawn(Observed):
+class SampledLabels(Observed):
     """y [B, k], drawn from q(y|·)."""
 
     def __init__(self, log_qy: Tensor, y: Tensor) -> None:
@@ -103,7 +103,7 @@ class _Drawn(Observed):
         return log_w + beta * (log_py - self.log_q)
 
 
-class _Every(Labels):
+class EnumeratedLabels(Labels):
     """All labels of every sample."""
 
     def __init__(self, log_qy: Tensor) -> None:
@@ -149,7 +149,7 @@ class _Every(Labels):
         return ops.importance_bound(log_w) + math.log(log_w.shape[-1])  # the sum, whose gradient is 0 where no label has a weight
 
 
-class _Kept(Labels):
+class SparseLabels(Labels):
     """The triples that a sparse sum keeps: `sample` [N] into the B·k samples, `y` [N], `weight` [N] in the sum."""
 
     joins_rows = True
@@ -200,7 +200,7 @@ class _Kept(Labels):
         return -ops.marginalize_labels(self.log_qy, log_py)
 
 
-class _Soft(Labels):
+class RelaxedLabels(Labels):
     """A soft label y [B, k, Y] in the simplex, of the Gumbel-softmax distribution around q(y|·)."""
 
     def __init__(self, log_qy: Tensor, y: Tensor) -> None:
@@ -222,7 +222,7 @@ class LabelSum:
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
         """The labels of one draw, from log q(y|·) [B, 1 or k, Y]."""
-        return _Every(log_qy.expand(-1, k, -1))
+        return EnumeratedLabels(log_qy.expand(-1, k, -1))
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class SampledLabel(LabelSum):
         log_qy = log_qy.expand(-1, k, -1)
         u = noise.uniform(log_qy[..., :1], stream)
         y = (log_qy.double().exp().cumsum(-1) < u).sum(-1).clamp(max=log_qy.shape[-1] - 1)
-        return _Drawn(log_qy, y)
+        return SampledLabels(log_qy, y)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class SparseSum(LabelSum):
             best = log_qy.argmax(-1, keepdim=True)
             keep = noise.uniform(log_qy, stream) < probability
             keep.scatter_(-1, best, True)
-        return _Kept(log_qy, keep, probability, best)
+        return SparseLabels(log_qy, keep, probability, best)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class GumbelSoftmax(LabelSum):
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
         log_qy = log_qy.expand(-1, k, -1)
         gumbel = -torch.log(-torch.log(noise.uniform(log_qy, stream)))
-        return _Soft(log_qy, torch.softmax((log_qy + gumbel.to(log_qy.dtype)) / self.temperature, -1))
+        return RelaxedLabels(log_qy, torch.softmax((log_qy + gumbel.to(log_qy.dtype)) / self.temperature, -1))
 
 
 LABEL_SUMS: dict[str, type[LabelSum]] = {"exact": LabelSum, "sparse": SparseSum, "gumbel": GumbelSoftmax, "sampled": SampledLabel}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
-from dgmfast.models.base import Encoding, Label, Latent, Noise
-from dgmfast.models.noise import Gaussian
+from dgmfast.models.noise import Gaussian, Noise
+from dgmfast.models.terms import Encoding, Label, Latent
 from dgmfast.models.vae import VAE
 from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP
 

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast.errors import InputError
-from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
-from dgmfast.models.vae import VAE, check_widths
+from dgmfast.models.checks import check_widths
+from dgmfast.models.label_model import LabelModel
+from dgmfast.models.noise import Noise
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.models.vae import VAE
 from dgmfast.nn import AnyOutput, ConditionalCategorical, ConditionalGaussian, glorot
 
 Z1, Z2 = 0, 1  # noise streams

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dgmfast.models.base import Encoding, Label, LabelModel, Latent, Noise, Terms
-from dgmfast.models.vae import check_flags, check_widths
-from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, choose, glorot
+from dgmfast.models.checks import check_flags, check_widths
+from dgmfast.models.label_model import LabelModel
+from dgmfast.models.noise import Noise
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, glorot
+from dgmfast.nn import lookup as choose
 
 
 class M2(LabelModel):

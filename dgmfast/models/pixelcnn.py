@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dgmfast._pixelcnn import PixelCNNDecoder, image_of
 from dgmfast.errors import InputError
-from dgmfast.models.base import Encoding, GenerativeModel, Label, Noise, Terms
-from dgmfast.models.noise import Seed
+from dgmfast.models.base import GenerativeModel
+from dgmfast.models.noise import Noise, Seed
+from dgmfast.models.terms import Encoding, Label, Terms
+from dgmfast.nn import PixelCNNDecoder, image_of
 
 
 class PixelCNN(GenerativeModel):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
-from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
-from dgmfast.models.noise import Seed
+from dgmfast.models.base import GenerativeModel
+from dgmfast.models.noise import Noise, Seed
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
 from dgmfast.nn import GaussianMLP
 
 LOG_Z = 1.8775  # log ∫ exp(−U(z)) dz

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dgmfast.errors import InputError
 from dgmfast.models.adgm import ADGM, A, Z
-from dgmfast.models.base import Noise
 from dgmfast.models.labels import Labels
+from dgmfast.models.noise import Noise
 from dgmfast.nn import ConditionalMLP
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dgmfast.errors import InputError
-from dgmfast.models.base import Encoding, GenerativeModel, Label, Latent, Noise, Terms
-from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, choose, decode, fused_layers
+from dgmfast.models.base import GenerativeModel
+from dgmfast.models.checks import check_flags, check_sizes
+from dgmfast.models.noise import Noise
+from dgmfast.models.terms import Encoding, Label, Latent, Terms
+from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, decode, fused_layers, lookup
 
 
 class VAE(GenerativeModel):
@@ -51,7 +52,7 @@ class VAE(GenerativeModel):
         )
         decoder = MLP(latent[0], hidden[0][::-1], activation, batch_norm)
         self.decoder: nn.Module = decoder
-        self.output = choose("likelihood", likelihood, OUTPUTS)(decoder.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(decoder.n_out, x_dim, head)
 
     def _build_inference(self, sizes: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
         # q[i]: q(z_{i+1} | z_i) with z_0 = x
@@ -88,30 +89,3 @@ class VAE(GenerativeModel):
         for i in reversed(range(len(self.p))):
             z, _ = noise.gaussian(self.p[i](z), 1, stream=i)
         return self.decoder(z)
-
-
-def check_sizes(x_dim: int, latent: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
-    """Raise InputError unless there is one MLP of positive widths per latent layer."""
-    try:
-        sizes = [x_dim, *latent, *(width for widths in hidden for width in widths)]
-    except TypeError as error:
-        raise InputError(f"latent must be a list of sizes and hidden a list of such lists; got {latent!r}, {hidden!r}") from error
-    if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
-        raise InputError(f"x_dim, latent and hidden must be positive whole numbers; got {x_dim!r}, {latent!r}, {hidden!r}")
-    if not latent or len(hidden) != len(latent):
-        raise InputError(f"hidden must give one MLP per latent layer, and there must be one layer; got {latent!r}, {hidden!r}")
-
-
-def check_flags(**flags: object) -> None:
-    """Raise InputError unless every argument is a bool."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise InputError(f"{name} must be true or false; got {value!r}")
-
-
-def check_widths(**sizes: object) -> None:
-    """Raise InputError unless every argument is a positive whole number, or a sequence of some."""
-    for name, value in sizes.items():
-        widths = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):
-            raise InputError(f"{name} must be a positive whole number, or a list of some; got {value!r}")

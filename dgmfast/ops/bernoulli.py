@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops._call import is_compiling, not_a_tensor
+from dgmfast.ops.call import is_compiling, not_a_tensor
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:

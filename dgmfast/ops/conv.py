@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops._call import is_compiling, not_a_tensor
+from dgmfast.ops.call import is_compiling, not_a_tensor
 
 
 def masked_conv2d(

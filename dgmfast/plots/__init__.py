@@ -1,9 +1,9 @@
 """Figures of models and of their training, as PNG files."""
 
-from dgmfast.plots._canvas import COLORS, MARKERS
-from dgmfast.plots._compare import bound_curves, bounds_by_depth, bounds_by_labels, draw_comparison, error_curves
-from dgmfast.plots._curves import kl_layers, kl_units, training_curve
-from dgmfast.plots._images import (
+from dgmfast.plots.canvas import COLORS, MARKERS
+from dgmfast.plots.compare import bound_curves, bounds_by_depth, bounds_by_labels, draw_comparison, error_curves
+from dgmfast.plots.curves import kl_layers, kl_units, training_curve
+from dgmfast.plots.images import (
     ImageShape,
     Layout,
     analogies,
@@ -14,9 +14,9 @@ from dgmfast.plots._images import (
     samples,
     z2_grid,
 )
-from dgmfast.plots._latents import confusion_matrix, decision_regions, latent_space, potential
-from dgmfast.plots._likelihood import log_likelihood
-from dgmfast.plots._run import draw_run
+from dgmfast.plots.latents import confusion_matrix, decision_regions, latent_space, potential
+from dgmfast.plots.likelihood import log_likelihood
+from dgmfast.plots.run import draw_run
 
 __all__ = [
     "COLORS",

@@ -1,0 +1,39 @@
+"""dgmfast figures and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgmfast import data
+from dgmfast.cli.group import DATA_DIR, RUN, THREADS, click
+from dgmfast.runs import fixed_split, open_run
+
+
+@click.command()
+@RUN
+@click.option("--split", help="Of the data to draw [valid where there is one, else test].")
+@click.option("--seed", default=0, show_default=True, help="Of the samples and of the latents.")
+@DATA_DIR
+@THREADS
+def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -> None:
+    """Draw all figures that a run can have, into RUN/figures; those of `evaluate` and `classify` are drawn by these."""
+    from dgmfast import plots
+
+    run = open_run(folder)
+    dataset = data.load(run.recipe.data, data_dir)
+    split = split or ("test" if dataset.valid is None else "valid")
+    rows = fixed_split(dataset, split, run.recipe.binarize)
+    for path in plots.draw_run(folder, run.model, rows, dataset, seed, split_name=split):
+        click.echo(f"wrote {path}")
+
+
+@click.command()
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Folder of the figures.")
+def compare(folders: tuple[Path, ...], out: Path) -> None:
+    """Draw what several runs have in common: errors and bounds over the epochs, bounds against depth and against labels, and the
+    KL of their units."""
+    from dgmfast import plots
+
+    for path in plots.draw_comparison(folders, out):
+        click.echo(f"wrote {path}")

@@ -1,0 +1,53 @@
+"""dgmfast demo, info and bench."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from dgmfast import _C, __version__
+from dgmfast.cli.group import THREADS, click
+from dgmfast.errors import InputError
+
+
+@click.command()
+@click.option("--out", default="demo_out", show_default=True, type=click.Path(path_type=Path))
+@THREADS
+def demo(out: Path) -> None:
+    """Train a VAE and an IWAE on handwritten digits, evaluate them, and draw figures: a minute."""
+    from dgmfast.cli.demonstration import run_demo
+
+    run_demo(out)
+
+
+@click.command()
+def info() -> None:
+    """Print what this installation computes with."""
+    architectures = _C.cuda_architectures
+    architectures = architectures() if callable(architectures) else architectures
+    built = architectures if isinstance(architectures, str) else ", ".join(map(str, architectures))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows = {
+        "dgmfast": __version__,
+        "torch": torch.__version__,
+        "instruction set": _C.isa(),
+        "CUDA architectures": built or "none (built without CUDA)",
+        "GPU": gpu,
+        "threads": torch.get_num_threads(),
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<20}{value}")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> NoReturn:
+    """Run the benchmarks of the source tree: the same as python -m bench."""
+    tree = Path(__file__).resolve().parents[2]
+    if not (tree / "bench" / "__main__.py").is_file():
+        raise InputError("the benchmarks are not installed: run `python -m bench` in dgmfast's source tree")
+    sys.exit(subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=tree).returncode)

@@ -1,0 +1,47 @@
+"""Layers: multi-layer perceptrons, Gaussian heads, output distributions, masked convolutions and PixelCNNs."""
+
+from dgmfast.nn.batch_norm import RowBatchNorm, frozen_statistics, normalises
+from dgmfast.nn.feature_maps import ConvDown, ConvUp, OverRows
+from dgmfast.nn.fused_decoder import MOST_LAYERS, decode, fused_layers
+from dgmfast.nn.heads import ConditionalCategorical, ConditionalGaussian, GaussianHead, GaussianMLP, log_softplus
+from dgmfast.nn.masked_conv import MaskedConv2d
+from dgmfast.nn.mlp import ACTIVATIONS, MLP, ConditionalMLP, LabelLinear, activate, glorot, lookup
+from dgmfast.nn.outputs import OUTPUTS, AnyOutput, BernoulliOutput, GaussianOutput
+from dgmfast.nn.pixel_output import PixelOutput
+from dgmfast.nn.pixel_sampling import CausalLayer, sample_pixels
+from dgmfast.nn.pixelcnn import PixelCNNDecoder, PixelCNNOutput, image_of
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "MOST_LAYERS",
+    "OUTPUTS",
+    "AnyOutput",
+    "BernoulliOutput",
+    "CausalLayer",
+    "ConditionalCategorical",
+    "ConditionalGaussian",
+    "ConditionalMLP",
+    "ConvDown",
+    "ConvUp",
+    "GaussianHead",
+    "GaussianMLP",
+    "GaussianOutput",
+    "LabelLinear",
+    "MaskedConv2d",
+    "OverRows",
+    "PixelCNNDecoder",
+    "PixelCNNOutput",
+    "PixelOutput",
+    "RowBatchNorm",
+    "activate",
+    "decode",
+    "frozen_statistics",
+    "fused_layers",
+    "glorot",
+    "image_of",
+    "log_softplus",
+    "lookup",
+    "normalises",
+    "sample_pixels",
+]

@@ -1,0 +1,118 @@
+"""Conditional distributions of latents: the Gaussian and categorical heads of an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dgmfast.nn.batch_norm import RowBatchNorm
+from dgmfast.nn.mlp import MLP, ConditionalMLP, lookup
+
+
+def log_softplus(a: Tensor) -> Tensor:
+    """log(softplus(a)), finite where softplus underflows: there it equals a."""
+    # below −50, a − e^a/2 is a in float64 too, and e^−50 is far above float32's smallest number
+    return torch.where(a < -50.0, a, torch.log(F.softplus(a.clamp(min=-50.0))))
+
+
+# How the second half of a Gaussian head becomes a log-variance (MODELS.md §0: the thesis uses both).
+LOG_VAR_HEADS: dict[str, Callable[[Tensor], Tensor]] = {"log_var": lambda a: a, "softplus": log_softplus}
+
+
+class GaussianHead(nn.Module):
+    """[..., n_in] -> (mean, log_var), each [..., n_out].
+
+    `head` is "log_var" (a linear log-variance) or "softplus" (a softplus variance). batch_norm: normalise both linear layers
+    (App. B §3: "batch normalization throughout all layers, including the μ and σ layers").
+    """
+
+    def __init__(self, n_in: int, n_out: int, head: str = "log_var", batch_norm: bool = False) -> None:
+        super().__init__()
+        self.mean: nn.Module = _normed_linear(n_in, n_out, batch_norm)
+        self.spread = _normed_linear(n_in, n_out, batch_norm)
+        self.head = head
+        lookup("head", head, LOG_VAR_HEADS)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(h), LOG_VAR_HEADS[self.head](self.spread(h))
+
+
+def _normed_linear(n_in: int, n_out: int, batch_norm: bool) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_in, n_out, bias=False), RowBatchNorm(n_out)) if batch_norm else nn.Linear(n_in, n_out)
+
+
+class GaussianMLP(nn.Module):
+    """An MLP with a Gaussian head, a conditional N(mean(h), e^log_var(h)): [..., n_in] -> (mean, log_var), each [..., n_out]."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        n_out: int,
+        activation: str = "tanh",
+        batch_norm: bool = False,
+        head: str = "log_var",
+        norm_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(n_in, hidden, activation, batch_norm)
+        self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gaussian(self.mlp(h))
+
+
+class ConditionalGaussian(nn.Module):
+    """N(mean, e^log_var) of a ConditionalMLP's output: the same arguments, and the head's size n_out."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        n_out: int,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        head: str = "log_var",
+        *,
+        n_context: int = 0,
+        num_classes: int = 0,
+        norm_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.mlp = ConditionalMLP(n_in, hidden, activation, batch_norm, n_context=n_context, num_classes=num_classes)
+        self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
+
+    def context(self, x: Tensor) -> Tensor:
+        """As ConditionalMLP.context."""
+        return self.mlp.context(x)
+
+    def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.gaussian(self.mlp(h, labels, context))
+
+
+class ConditionalCategorical(nn.Module):
+    """log q(y | h, x), normalised, of a ConditionalMLP's output: [..., n_in] -> [..., Y]."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        num_classes: int,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        n_context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mlp = ConditionalMLP(n_in, hidden, activation, batch_norm, n_context=n_context)
+        self.logits = nn.Linear(self.mlp.n_out, num_classes)
+
+    def context(self, x: Tensor) -> Tensor:
+        """As ConditionalMLP.context."""
+        return self.mlp.context(x)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.log_softmax(self.logits(self.mlp(h, None, context)), -1)

@@ -1,0 +1,189 @@
+"""The PixelCNN as an output distribution p(x|c) over images (van den Oord et al. 2016; thesis §5.2, App. E)."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgmfast.errors import InputError
+from dgmfast.nn.masked_conv import MaskedConv2d, odd_size
+from dgmfast.nn.pixel_output import KINDS, PixelOutput
+from dgmfast.nn.pixel_sampling import CausalLayer, call_layers, sample_by_calls, sample_pixels
+from dgmfast.nn.plain import is_plain
+
+PIXEL_STREAM = 3000  # of the noise that draws pixels
+
+
+def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of rows of x_dim numbers: `image`, or a square grey or colour image.
+
+    Raises:
+        InputError: x_dim is not the size of `image`, or of no square image.
+    """
+    if image is not None:
+        try:
+            shape = tuple(operator.index(size) for size in image)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"image must be (C, H, W); got {image!r}") from error
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != x_dim:
+            raise InputError(f"image must be (C, H, W) of {x_dim} numbers, x_dim; got {image!r}")
+        return shape[0], shape[1], shape[2]
+    for channels in (1, 3):
+        side = math.isqrt(x_dim // channels)
+        if channels * side * side == x_dim:
+            return channels, side, side
+    raise InputError(f"x_dim must be of a square grey or colour image, or image be (C, H, W), where a model has it; got {x_dim}")
+
+
+class PixelCNNDecoder(nn.Module):
+    """p(x|c) = Π_i p(x_i | x_1 … x_{i−1}, c) over the pixels, and their colours, in raster order.
+
+    One mask-A convolution of `first_kernel`; `blocks` residual ones, h + conv(relu(h)), of `kernel` with mask B; `tail` more
+    mask-B ones of relu(h), the last to the parameters of the pixels. c is an image of `condition` channels, which every pixel
+    sees in full. Without `autoregressive` no pixel sees x: the same layers without masks on c alone.
+
+    image: (C, H, W). likelihood: "bernoulli", "categorical" over `levels` levels v/(levels − 1), or "logistic", discretised to
+    them (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
+    """
+
+    support = (0.0, 1.0)
+
+    def __init__(
+        self,
+        image: tuple[int, int, int],
+        condition: int = 0,
+        maps: int = 64,
+        blocks: int = 4,
+        tail: int = 3,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        likelihood: str = "bernoulli",
+        levels: int = 256,
+        autoregressive: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("maps", maps, 1), ("blocks", blocks, 0), ("tail", tail, 1), ("condition", condition, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if not autoregressive and not condition:
+            raise InputError("condition must be at least 1 channel where pixels do not see each other; got 0")
+        self.image, self.condition, self.autoregressive = image, condition, autoregressive
+        if likelihood not in KINDS:
+            raise InputError(f"likelihood must be one of {', '.join(KINDS)}; got {likelihood!r}")
+        self.distribution = PixelOutput(likelihood, 2 if likelihood == "bernoulli" else levels)
+        colors, out = image[0], self.distribution.channels(image[0])
+        size, first_size = odd_size("kernel", kernel), odd_size("first_kernel", first_kernel)
+        self.row_numbers = max(maps, out) * image[1] * image[2]  # of the widest layer, for one row
+
+        def conv(n_in: int, n_out: int, size: tuple[int, int], mask: str = "B") -> Any:
+            if autoregressive:
+                return MaskedConv2d(n_in, n_out, size, mask, colors, condition if mask == "A" else 0)
+            return nn.Conv2d(n_in, n_out, size, padding=(size[0] // 2, size[1] // 2))
+
+        self.first = conv(condition + (colors if autoregressive else 0), maps, first_size, "A")
+        self.blocks = nn.ModuleList(conv(maps, maps, size) for _ in range(blocks))
+        self.tail = nn.ModuleList(conv(maps, out if i == tail - 1 else maps, size) for i in range(tail))
+
+    def layers(self) -> list[CausalLayer]:
+        """What `forward` computes, in order."""
+        blocks: list[Any] = list(self.blocks)
+        tail: list[Any] = list(self.tail)
+        residual = [CausalLayer(conv, relu=True, residual=True) for conv in blocks]
+        return [CausalLayer(self.first), *residual, *(CausalLayer(conv, relu=True) for conv in tail)]
+
+    def forward(self, c: Tensor, x: Tensor) -> Tensor:
+        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and x [N, C, H, W] before it."""
+        h = torch.cat([c, x], 1) if self.autoregressive else c
+        return call_layers(self.layers(), h)
+
+    def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
+        """The same of rows: c [..., condition·H·W] and x [..., D], of which leading dimensions broadcast."""
+        _, height, width = self.image
+        maps = c.reshape(math.prod(c.shape[:-1]), self.condition, height, width)
+        return self(maps, self._images(c, x))
+
+    def log_prob(self, c: Tensor, x: Tensor) -> Tensor:
+        """c [..., condition·H·W] and x [..., D], of leading dimensions that broadcast -> log p(x|c) [...] in nats."""
+        return self.distribution.log_prob(self.parameters_of(c, x), self._images(c, x)).view(c.shape[:-1])
+
+    def _images(self, c: Tensor, x: Tensor) -> Tensor:
+        """x, repeated for the rows of c, as images [N, C, H, W]."""
+        return x.expand(*c.shape[:-1], -1).reshape(math.prod(c.shape[:-1]), *self.image)
+
+    def mean(self, c: Tensor, x: Tensor | None = None) -> Tensor:
+        """The mean of every pixel given c and the pixels of x before it (none: zeros), [..., D]."""
+        x = c.new_zeros(math.prod(self.image)) if x is None else x
+        return self.distribution.mean(self.parameters_of(c, x)).view(*c.shape[:-1], math.prod(self.image))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        c: Tensor,
+        noise: Any,
+        observed: Tensor | None = None,
+        keep: Tensor | None = None,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """x ~ p(x|c), one for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
+
+        Pixel by pixel, by the cached sampler: sampling.sample_pixels has the arguments. For autoregressive pixels alone.
+        Where this module or a part of it is not exactly what was made, the module is called for each pixel, which is slow.
+        """
+        n = c.shape[0]
+        uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
+        maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
+        draws = (self.distribution, uniforms, maps, observed, keep, temperature, progress)
+        if changed := self._changed():
+
+            def network(x: Tensor, condition: Tensor | None) -> Tensor:
+                params: Tensor = self(x.new_zeros(n, 0, *x.shape[2:]) if condition is None else condition, x)
+                return params
+
+            x = sample_by_calls(network, self, changed, *draws, unmasked=self.condition)
+        else:
+            x = sample_pixels(self.layers(), *draws)
+        return x.view(n, 1, math.prod(self.image))
+
+    def _changed(self) -> str | None:
+        """The name of a part that is not exactly what was made (`is_plain`), if there is one."""
+        if not (is_plain(self, PixelCNNDecoder) or is_plain(self, PixelCNNOutput)):
+            return type(self).__name__
+        for name, part in self.named_children():
+            if isinstance(part, nn.ModuleList) and not is_plain(part, nn.ModuleList):
+                return name
+        convs = [
+            ("first", self.first),
+            *((f"{name}.{i}", m) for name in ("blocks", "tail") for i, m in enumerate(getattr(self, name))),
+        ]
+        return next((name for name, conv in convs if not is_plain(conv, MaskedConv2d, "weight", "bias")), None)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Let untrained pixels have the mean of all of `mean` [D], by the last bias; those of a categorical stay as they are."""
+        last: Any = self.tail[-1]
+        bias: Tensor = last.bias
+        level = mean.mean().clamp(1e-3, 1.0 - 1e-3)
+        if self.distribution.kind == "bernoulli":
+            bias.fill_(torch.logit(level))
+        elif self.distribution.kind == "logistic":
+            bias.view(-1, 2)[:, 0] = 2.0 * level - 1.0
+
+
+class PixelCNNOutput(PixelCNNDecoder):
+    """p(x|h) of a PixelCNN that sees a linear image of h, beside a model's other output distributions."""
+
+    def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
+        super().__init__(image_of(x_dim), condition=1)
+        self.to_image = nn.Linear(n_in, math.prod(self.image[1:]))
+
+    def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
+        return super().parameters_of(self.to_image(c), x)
+
+    def generate(self, c: Tensor, noise: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return super().generate(self.to_image(c), noise, *args, **kwargs)

@@ -1,0 +1,5 @@
+"""Objectives: the bounds that training maximises, and the gradients of the importance-weighted ones."""
+
+from dgmfast.objectives.objective import Labelled, Objective
+
+__all__ = ["Labelled", "Objective"]

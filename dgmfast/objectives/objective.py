@@ -1,0 +1,215 @@
+"""Training objectives: ELBO, importance-weighted bound, semi-supervised loss, warm-up and free bits. Losses are to be minimised,
+in nats per row."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgmfast.errors import InputError
+from dgmfast.models import GenerativeModel, GumbelSoftmax, LabelSum, Noise, SparseSum, Terms
+from dgmfast.models.noise import Seed
+from dgmfast.models.terms import Encoding, Label
+from dgmfast.nn import frozen_statistics, normalises
+from dgmfast.objectives.estimators import ESTIMATORS, EncodedBatch, ImportanceWeighted, group_bounds
+from dgmfast.ops.call import seed_or_drawn
+
+LABEL_SUMS = ("exact", "sparse", "gumbel")
+
+
+class Labelled(NamedTuple):
+    """The labelled rows of a batch."""
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [B]
+    alpha: float  # the weight of the cross-entropies
+    first_row: int  # the coordinate of the noise of the first row
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximised, averaged over the rows.
+
+    k: importance samples inside the logarithm (eq. 3.31); 1 gives the ELBO, with the KL analytic where that is exact.
+    m: Monte-Carlo repetitions outside it. warmup_epochs, warmup_start: β grows linearly from warmup_start to 1 over the first
+    epochs (eq. 5.5). free_bits: nats that each latent's KL, averaged over the batch, may have at no cost (Kingma et al. 2016;
+    needs k = 1). β and free bits treat the label like any latent.
+    alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis: the cross-entropy of the labelled rows has the weight
+    α = alpha (N_l + N_u)/N_l (App. A eq. 13). label_sum: "exact", "sparse" (with tau) or "gumbel" (with temperature), how the
+    sum over the label of an unlabelled row is taken in training; the last two need k = 1.
+    estimator: "iwae", "stl" or "dreg", whose gradient is followed (`dgmfast.estimators`). chunk: how many samples of a row to
+    hold at once, so that memory does not grow with m·k; 0 holds all. weight_filter: with a chunk, leave samples whose normalised
+    weight is below it out of the gradient. running_statistics: with stl, dreg or a chunk, let batch norm between the samples take
+    its running statistics, because that of a batch would couple them. These follow log-density ratios, never an analytic KL.
+    """
+
+    k: int = 1
+    m: int = 1
+    warmup_epochs: int = 0
+    warmup_start: float = 0.0
+    free_bits: float = 0.0
+    analytic_kl: bool = True
+    alpha: float = 0.1
+    label_sum: str = "exact"
+    tau: float = 0.25
+    temperature: float = 0.5
+    estimator: str = "iwae"
+    chunk: int = 0
+    weight_filter: float = 0.0
+    running_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("k", "m"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.warmup_epochs < 0 or not 0.0 <= self.warmup_start <= 1.0:
+            raise InputError(
+                f"warmup_epochs must be at least 0 and warmup_start in [0, 1]; got {self.warmup_epochs} and {self.warmup_start}"
+            )
+        if not self.free_bits >= 0.0 or (self.free_bits > 0.0 and self.k > 1):
+            raise InputError(f"free_bits must be at least 0, and needs k = 1; got {self.free_bits} with k = {self.k}")
+        if not self.alpha >= 0.0:
+            raise InputError(f"alpha must be at least 0; got {self.alpha}")
+        if self.label_sum not in LABEL_SUMS or (self.label_sum != "exact" and self.k > 1):
+            told = f"{self.label_sum!r} with k = {self.k}"
+            raise InputError(f"label_sum must be one of {', '.join(LABEL_SUMS)}, and exact where k > 1; got {told}")
+        if self.estimator not in ESTIMATORS:
+            raise InputError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
+        if self.chunk < 0 or not 0.0 <= self.weight_filter < 1.0:
+            raise InputError(f"chunk must be at least 0 and weight_filter in [0, 1); got {self.chunk} and {self.weight_filter}")
+        if self.weight_filter and not self.chunk:
+            raise InputError(f"weight_filter needs a chunk; got {self.weight_filter} with chunk = 0")
+        if self.chunk and self.k == 1 and self.estimator == "iwae":
+            raise InputError(f"chunk must be 0 where k = 1 and the estimator is iwae; got {self.chunk}")
+        if self.running_statistics and not self._streams:
+            raise InputError("running_statistics needs a chunk, or the estimator stl or dreg")
+        if self._streams and (self.free_bits or self.label_sum != "exact"):
+            told = f"estimator {self.estimator!r} and chunk = {self.chunk}"
+            raise InputError(f"free_bits must be 0 and label_sum exact where samples are weighted; got {told}")
+        self.labels()
+
+    @property
+    def _streams(self) -> bool:
+        """Whether the gradient is one of `dgmfast.estimators`."""
+        return self.estimator != "iwae" or self.chunk > 0
+
+    def check(self, model: GenerativeModel, x: Tensor, labelled: bool) -> None:
+        """Raise InputError where `loss` would, for a model in training, its rows x and whether there are labelled ones too."""
+        if not self._streams:
+            return
+        if labelled:
+            raise InputError("objective.estimator must be iwae and objective.chunk 0 with labelled rows")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            replace(self, k=2, m=1, chunk=min(self.chunk, 1)).loss(copy.deepcopy(model), x[:2], None, 1.0, 0)
+
+    def beta(self, epoch: float) -> float:
+        """β in epoch `epoch` (0-based)."""
+        if self.warmup_epochs == 0:
+            return 1.0
+        return min(1.0, self.warmup_start + (1.0 - self.warmup_start) * epoch / self.warmup_epochs)
+
+    def labels(self) -> LabelSum:
+        """How an unlabelled row's label is summed over."""
+        return {"sparse": SparseSum(self.tau), "gumbel": GumbelSoftmax(self.temperature)}.get(self.label_sum, LabelSum())
+
+    def loss(
+        self,
+        model: GenerativeModel,
+        x: Tensor,
+        y: Tensor | None = None,
+        beta: float = 1.0,
+        seed: Seed = None,
+        first_row: int = 0,
+        labelled: Labelled | None = None,
+        shares: tuple[float, float] = (1.0, 1.0),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the batch (a scalar) and its terms for the log, detached scalars in nats per row.
+
+        shares: what the means over the rows of x and over the labelled rows count, where a process has a part of each.
+
+        x with y = None are the unlabelled rows; `labelled` ones add their own mean (App. A eqs 12, 13). Row i has the noise
+        of row first_row + i of the whole batch, so that a batch may be split over processes. Without a seed, each call draws one
+        from torch's generator.
+
+        Raises:
+            InputError: rows that the model does not take (GenerativeModel.check), or not with this objective.
+        """
+        model.check("loss", x, y)
+        if labelled is not None:
+            model.check("loss: labelled", labelled.x, labelled.y)
+        return self.unchecked_loss(model, x, y, beta, seed_or_drawn("loss", seed, None, x.device), first_row, labelled, shares)
+
+    def unchecked_loss(
+        self,
+        model: GenerativeModel,
+        x: Tensor,
+        y: Tensor | None,
+        beta: float,
+        seed: int | Tensor,
+        first_row: int = 0,
+        labelled: Labelled | None = None,
+        shares: tuple[float, float] = (1.0, 1.0),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` of rows that were checked before: it reads no value, so that a GPU does not wait."""
+        label: Label = self.labels() if y is None and model.num_classes else y
+        if labelled is None:
+            loss, log = self._loss(EncodedBatch(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
+            return loss * shares[0], log
+        if normalises(model):  # by the statistics of each kind of rows
+            encoding, of_labelled = model.encode(x, label), None
+        else:
+            both = model.encode(torch.cat([x, labelled.x]), label)
+            parts = {name: t.split([x.shape[0], labelled.x.shape[0]]) for name, t in both.items()}
+            encoding, of_labelled = ({name: part[i] for name, part in parts.items()} for i in range(2))
+        loss, log = self._loss(EncodedBatch(model, encoding, x, label), Noise(seed, first_row), beta)
+        supervised, supervised_log = self._supervised(model, labelled, beta, seed, of_labelled)
+        return shares[0] * loss + shares[1] * supervised, {**log, **supervised_log}
+
+    def _loss(self, rows: EncodedBatch, noise: Noise, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self._streams:
+            return self._loss_of(rows.draw(self.m * self.k, noise), beta)
+        names = ("k", "m", "estimator", "chunk", "weight_filter", "running_statistics")
+        weighted = ImportanceWeighted(beta=beta, **{name: getattr(self, name) for name in names})
+        bound, log = weighted.bound(rows, noise, self._log)
+        return -bound.mean(), log
+
+    def _loss_of(self, terms: Terms, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.k > 1:
+            loss = -group_bounds(terms.log_weights(beta), self.m, self.k).mean()
+        elif self.free_bits:
+            floored = [value.mean().clamp(min=self.free_bits) for value in terms.kl_terms(self.analytic_kl).values()]
+            loss = beta * sum(floored) - terms.reconstruction().mean()
+        else:
+            loss = -terms.bound(beta, self.analytic_kl).mean()
+        return loss, self._log(terms)
+
+    def _log(self, terms: Terms) -> dict[str, Tensor]:
+        with torch.no_grad():
+            kl = {name: value.mean() for name, value in terms.kl_terms(self.analytic_kl).items()}
+            reconstruction = terms.reconstruction().mean()
+            log = {"elbo": reconstruction - sum(kl.values()), "reconstruction": reconstruction}
+        return log | {f"kl_{name}": value for name, value in kl.items()}
+
+    def _supervised(
+        self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor, encoding: Encoding | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
+        x, y, alpha, first_row = labelled
+        # "we only collect statistics during unlabelled inference" (App. C); with an encoding there is no batch norm to freeze
+        with frozen_statistics(model) if encoding is None else nullcontext():
+            encoding = model.encode(x, y) if encoding is None else encoding
+            terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)
+        loss = x.new_zeros(())
+        log = {f"ce_{name}": value.detach().mean() for name, value in entropies.items()}
+        if terms is not None:
+            assert not self._streams, "see check"
+            loss, supervised_log = self._loss_of(terms, beta)
+            log["labelled_elbo"] = supervised_log["elbo"]
+        for entropy in entropies.values():
+            loss = loss + alpha * entropy.mean()
+        return loss, log

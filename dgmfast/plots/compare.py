@@ -1,0 +1,267 @@
+"""Figures that take several runs: errors and bounds over the epochs, bounds against the depth and against the labels."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgmfast.errors import InputError
+from dgmfast.models import MODELS, LabelModel
+from dgmfast.plots.canvas import COLORS, MARKERS, line, new_figure, over_epochs, save
+from dgmfast.plots.curves import SPLITS, kl_layers, kl_units
+from dgmfast.recipes import Recipe
+from dgmfast.runs import METRICS, RunLog, names, read_run, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Runs = Sequence[str | Path | RunLog]
+MOST_COLUMNS = 6  # runs side by side in one figure
+STYLES = ("-", "--", ":")  # of the splits of one run
+
+
+def error_curves(runs: Runs, path: str | Path) -> Path:
+    """The error in percent over the epochs of each run, in one colour per run (App. A Fig. 5).
+
+    Raises:
+        InputError: no run tells its error, or one is given twice.
+    """
+    return _over_epochs(runs, path, "_error", "error (%)", "Classification error")
+
+
+def bound_curves(runs: Runs, path: str | Path) -> Path:
+    """L_1 on the validation or test split over the epochs of each run, in one colour per run.
+
+    Raises:
+        InputError: no run was evaluated while it trained, the runs are on different data, or one is given twice.
+    """
+    runs = _logs(runs)
+    _check_data(runs)
+    return _over_epochs(runs, path, "_elbo", "nats per example (higher is better)", "L_1 on held-out rows", ("labelled_elbo",))
+
+
+def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: str, without: Sequence[str] = ()) -> Path:
+    logs, figure = _logs(runs), new_figure(6.4, 4.4)
+    axes = figure.subplots()
+    titles, values, drawn = run_titles(logs), [], 0
+    for log in logs:
+        found = [name for name in names(log.records, suffix=suffix) if name not in without]
+        for name, style in zip(found, STYLES, strict=False):
+            split = SPLITS.get(name.removesuffix(suffix), name.removesuffix(suffix))
+            line(axes, *series(log.records, name), f"{titles[log.folder]}, {split}", _color(drawn), style=style)
+            values += series(log.records, name)[1]
+        drawn += bool(found)
+    if not values:
+        what = "error" if suffix == "_error" else "bound"
+        raise InputError(f"expected the {what} of held-out rows in the metrics of a run; got none in {_folders(logs)}")
+    if suffix == "_error" and min(values) > 0.0:
+        from matplotlib.ticker import ScalarFormatter
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+    if suffix == "_elbo":
+        ordered = sorted(values)
+        low, high = ordered[len(ordered) // 20], ordered[-1]
+        if high > low:  # the first epochs are far below and would flatten the rest
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    over_epochs(axes, ylabel, title)
+    return save(figure, path)
+
+
+def _color(number: int) -> tuple[float, float, float]:
+    """The colour of run `number`: those of all figures, then more, evenly around the circle of hues."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    if number < len(COLORS):
+        return to_rgb(COLORS[number])
+    red, green, blue = hsv_to_rgb(((number * 0.618034) % 1.0, 0.9, 0.7)).tolist()
+    return red, green, blue
+
+
+def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
+    """Three bounds against the number of latent layers: L_1 of the training rows, L_1 and L_K of the test rows, a curve per kind
+    of model, the mean over runs of one kind and depth (thesis Fig. 5.3).
+
+    Raises:
+        InputError: no two runs differ in depth, or the runs are on different data.
+    """
+    logs = _logs(runs)
+    _check_data(logs)
+    if len({depth(log.recipe) for log in logs}) < 2:
+        raise InputError(f"expected runs with different numbers of latent layers; got one number in {_folders(logs)}")
+    _check_rows(logs)
+    evaluated = all(log.test_bounds() for log in logs)  # on as many rows each, but maybe not on all, as the metrics are
+    most = max((max(log.test_bounds(), default=1) for log in logs), default=1)
+    panels: dict[str, Callable[[RunLog], float | None]] = {
+        "Training rows, L_1": lambda log: _last(log, "elbo"),
+        "Test rows, L_1": lambda log: log.test_bounds().get(1) if evaluated else _last(log, "test_elbo"),
+    }
+    if most > 1:
+        panels[f"Test rows, L_{most}"] = lambda log: log.test_bounds().get(most)
+    figure = new_figure(4.6 * len(panels), 4.2)
+    for axes, (title, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _curves(axes, [(kind(log.recipe), depth(log.recipe), value(log)) for log in logs])
+        axes.set_xlabel("latent layers")
+        axes.set_xticks(sorted({depth(log.recipe) for log in logs}))
+        axes.set_ylabel("nats per example (higher is better)")
+        axes.set_title(title)
+    return save(figure, path)
+
+
+def bounds_by_labels(runs: Runs, path: str | Path) -> Path:
+    """The bounds on log p(x) of the test rows against the number of labelled training rows, a curve per K (App. C Fig. 4).
+
+    Raises:
+        InputError: no two evaluated runs of models with a label differ in their number of labels, or they are on different data.
+    """
+    logs = [log for log in _logs(runs) if issubclass(MODELS[log.recipe.model["name"]], LabelModel) and log.test_bounds()]
+    _check_rows(logs)
+    if len({log.recipe.labels for log in logs}) < 2:
+        raise InputError(
+            "expected runs of models with a label, with different numbers of labels, each after `dgmfast evaluate` on its test "
+            f"split; got {_folders(_logs(runs))}"
+        )
+    _check_data(logs)
+    models = {log.recipe.model["name"] for log in logs}
+    figure = new_figure(6.4, 4.4)
+    axes = figure.subplots()
+    points = []
+    for log in logs:
+        prefix = f"{log.recipe.model['name']} " if len(models) > 1 else ""
+        points += [(f"{prefix}L_{k}", log.recipe.labels, bound) for k, bound in sorted(log.test_bounds().items())]
+    _curves(axes, points)
+    axes.set_xlabel("labelled training rows")
+    axes.set_xticks(sorted({log.recipe.labels for log in logs}))
+    axes.set_ylabel("nats per example (higher is better)")
+    axes.set_title(f"Bounds on log p(x) of the test rows: {', '.join(sorted(models))}")
+    return save(figure, path)
+
+
+def draw_comparison(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """All figures of several runs that these runs allow, into the folder `out`.
+
+    Raises:
+        InputError: a folder is not a run, or the runs allow no figure.
+    """
+    logs, out = _logs(folders), Path(out)
+    figures: dict[str, Callable[[Runs, Path], Path]] = {
+        "errors": error_curves,
+        "bounds": bound_curves,
+        "bounds_by_depth": bounds_by_depth,
+        "bounds_by_labels": bounds_by_labels,
+    }
+    drawn, reasons = [], []
+    for name, draw in figures.items():
+        try:
+            drawn.append(draw(logs, out / f"{name}.png"))
+        except InputError as reason:
+            reasons.append(str(reason))
+    titles, taken = run_titles(logs), set()
+    for group in _same_layers(logs):
+        models = stem = "-".join(sorted({log.recipe.model["name"] for log in group}))
+        for number in itertools.count(2):
+            if stem not in taken:
+                break
+            stem = f"{models}-{number}"
+        taken.add(stem)
+        titled = {titles[log.folder]: log.folder / METRICS for log in group}
+        drawn.append(kl_units(titled, out / f"kl_units_{stem}.png"))
+        drawn.append(kl_layers(titled, out / f"kl_layers_{stem}.png"))
+    if not drawn:
+        raise InputError(f"these runs allow no figure: {'; '.join(reasons)}")
+    return drawn
+
+
+def _same_layers(logs: Sequence[RunLog]) -> list[list[RunLog]]:
+    """The runs that tell the KL of their units, by the names of their layers, at most MOST_COLUMNS together."""
+    groups: dict[tuple[str, ...], list[RunLog]] = defaultdict(list)
+    for log in logs:
+        layers = tuple(dict.fromkeys(layer for record in log.records for layer in record.get("kl_units") or {}))
+        if layers:
+            groups[layers].append(log)
+    return [group[i : i + MOST_COLUMNS] for group in groups.values() for i in range(0, len(group), MOST_COLUMNS)]
+
+
+def run_titles(logs: Sequence[RunLog]) -> dict[Path, str]:
+    """A title per folder that no other has: the recipe's name, or as much of the folder's end as tells it from runs of the same
+    recipe.
+
+    Raises:
+        InputError: a run is given twice.
+    """
+    titles: dict[Path, str] = {}
+    for log in logs:
+        if log.folder in titles or any(log.folder.samefile(other) for other in titles):
+            raise InputError(f"expected different runs; got {log.folder} twice")
+        same = [other for other in logs if other is not log and other.recipe.name == log.recipe.name]
+        parts, others = log.folder.resolve().parts, [other.folder.resolve().parts for other in same]
+        ends = (n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        title = str(Path(*parts[-next(ends, len(parts)) :])) if same else log.recipe.name
+        titles[log.folder] = title if title not in titles.values() else str(log.folder.resolve())
+    return titles
+
+
+def depth(recipe: Recipe) -> int:
+    """The number of latent layers of the recipe's model."""
+    latent = recipe.model.get("latent", _default(recipe, "latent"))
+    return len(latent) if isinstance(latent, (list, tuple)) else 1
+
+
+def kind(recipe: Recipe) -> str:
+    """The model's name with the abbreviations of the thesis: batch normalisation, warm-up, importance weights."""
+    name = recipe.model["name"].upper()
+    normed = recipe.model.get("batch_norm", _default(recipe, "batch_norm"))
+    weighted = f"+IW{recipe.objective.k}" if recipe.objective.k > 1 else ""
+    return f"{name}{'+BN' if normed else ''}{'+WU' if recipe.objective.warmup_epochs else ''}{weighted}"
+
+
+def _default(recipe: Recipe, setting: str) -> Any:
+    parameter = inspect.signature(MODELS[recipe.model["name"]]).parameters.get(setting)
+    return None if parameter is None else parameter.default
+
+
+def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None:
+    """A curve per name through the means of its values at each place."""
+    curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, place, value in points:
+        if value is not None:
+            curves[name][place].append(value)
+    for i, (name, places) in enumerate(curves.items()):
+        at = sorted(places)
+        means = [sum(places[place]) / len(places[place]) for place in at]
+        line(axes, at, means, name, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
+    axes.grid(alpha=0.25)
+    if curves:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _check_rows(logs: Sequence[RunLog]) -> None:
+    rows = {log.evaluation["rows"] for log in logs if log.test_bounds() and "rows" in log.evaluation}
+    if len(rows) > 1:
+        told = " and ".join(map(str, sorted(rows)))
+        raise InputError(f"expected evaluations of the same number of test rows; got {told} in {_folders(logs)}")
+
+
+def _check_data(logs: Sequence[RunLog]) -> None:
+    data = sorted({log.recipe.data for log in logs})
+    if len(data) > 1:
+        raise InputError(f"expected runs on one data set, because bounds on different rows do not compare; got {', '.join(data)}")
+
+
+def _last(log: RunLog, name: str) -> float | None:
+    values = series(log.records, name)[1]
+    return values[-1] if values else None
+
+
+def _logs(runs: Runs) -> list[RunLog]:
+    return [run if isinstance(run, RunLog) else read_run(run) for run in runs]
+
+
+def _folders(logs: Sequence[RunLog]) -> str:
+    return ", ".join(str(log.folder) for log in logs)

@@ -1,0 +1,157 @@
+"""Figures of one training: bounds, terms and errors over the epochs, and the KL of each unit and layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dgmfast.errors import InputError
+from dgmfast.plots.canvas import COLORS, line, new_figure, over_epochs, save
+from dgmfast.runs import Record, names, read_metrics, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+BOUNDS = {
+    "objective": "training, objective",
+    "elbo": "training, ELBO",
+    "labelled_elbo": "labelled rows, bound on log p(x, y)",
+    "valid_elbo": "validation, ELBO",
+    "test_elbo": "test, ELBO",
+}
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+FAINTEST_KL = 1e-3  # nats: less is drawn as nothing
+
+
+def training_curve(metrics: str | Path, path: str | Path) -> Path:
+    """The bounds and their terms over the epochs, from metrics.jsonl, in nats; for models with a label also the cross-entropies
+    of the classifiers in nats and the error in percent.
+
+    Raises:
+        InputError: the file cannot be read, or holds no epoch yet.
+    """
+    records = read_metrics(metrics)
+    entropies, errors = names(records, prefix="ce_"), names(records, suffix="_error")
+    panels = 2 + bool(entropies) + bool(errors)
+    shape = (2, 2) if panels == 4 else (1, panels)
+    figure = new_figure(5.0 * shape[1], 4.2 * shape[0])
+    bounds, terms, *others = figure.subplots(*shape).flat
+    _draw_bounds(bounds, records)
+    kl = names(records, prefix="kl_")
+    for name, color in zip(["reconstruction", *kl], [*COLORS, *COLORS], strict=False):
+        epochs, values = series(records, name)
+        label = "−E log p(x | z)" if name == "reconstruction" else f"KL of {name.removeprefix('kl_')}"
+        line(terms, epochs, [-value for value in values] if name == "reconstruction" else values, label, color)
+    over_epochs(terms, "nats per example (their sum is −ELBO)", "Terms of the training bound")
+    if entropies:
+        axes = others.pop(0)
+        for name, color in zip(entropies, COLORS, strict=False):
+            classifier = name.removeprefix("ce_").replace("_y", "(y | ·)")
+            line(axes, *series(records, name), f"−E log {classifier}", color)
+        over_epochs(axes, "nats per labelled row", "Cross-entropy of the labelled rows")
+    if errors:
+        for name, color in zip(errors, COLORS, strict=False):
+            line(others[0], *series(records, name), _split(name), color)
+        over_epochs(others[0], "error (%)", "Classification error")
+    return save(figure, path)
+
+
+def _draw_bounds(axes: Axes, records: list[Record]) -> None:
+    shown = [name for name in BOUNDS if names(records, prefix=name)]
+    with_labels = bool(names(records, prefix="ce_"))  # then the objective holds weighted cross-entropies, in nats of another kind
+    if with_labels or all(math.isclose(record["objective"], record["elbo"], rel_tol=1e-4) for record in records):
+        shown.remove("objective")  # with one sample and without warm-up it is the ELBO
+    for name in shown:
+        line(axes, *series(records, name), BOUNDS[name], COLORS[list(BOUNDS).index(name)])
+    values = [series(records, name)[1] for name in shown]
+    low = min(sorted(some)[len(some) // 20] for some in values)
+    high = max(max(some) for some in values)
+    if high > low:  # the first epochs are far below and would flatten the rest
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    over_epochs(axes, "nats per example (higher is better)", "Bounds on log p(x)")
+
+
+def _split(name: str) -> str:
+    """ "test_error" -> "test"."""
+    split = name.rpartition("_")[0]
+    return SPLITS.get(split, split)
+
+
+def kl_units(metrics: Mapping[str, str | Path], path: str | Path) -> Path:
+    """log KL of each unit over the epochs: a box per layer, its units sorted by their last KL, and a column per run, from the
+    metrics.jsonl of each by its title (thesis Fig. 5.2).
+
+    Raises:
+        InputError: a file cannot be read, or holds no epoch with the KL of its units.
+    """
+    runs = {title: _units(read_metrics(file), file) for title, file in metrics.items()}
+    layers = list({layer: None for run in runs.values() for layer in run})[::-1]  # the first layer is the lowest box
+    heights = {layer: max(len(run[layer][1]) for run in runs.values() if layer in run) for layer in layers}
+    tall = [max(heights[layer], 6) for layer in layers]
+    figure = new_figure(4.0 * len(runs) + 1.2, 1.2 + 0.9 * len(layers) + 0.03 * sum(tall))
+    grid = figure.subplots(len(layers), len(runs), squeeze=False, sharex="col", gridspec_kw={"height_ratios": tall})
+    from matplotlib.colors import LogNorm
+
+    most = max(values.max() for run in runs.values() for _, values in run.values())
+    shade = LogNorm(FAINTEST_KL, max(float(most), 10 * FAINTEST_KL), clip=True)
+    for column, (title, run) in zip(grid.T, runs.items(), strict=True):
+        for axes, layer in zip(column, layers, strict=True):
+            if layer not in run:
+                axes.set_visible(False)
+                continue
+            epochs, values = run[layer]
+            order = np.argsort(values[:, -1])  # the strongest unit on top
+            rows = np.arange(len(order) + 1) - 0.5
+            mesh = axes.pcolormesh(_edges(epochs), rows, np.maximum(values[order], FAINTEST_KL), norm=shade, cmap="magma_r")
+            axes.set_yticks([])
+            axes.set_ylabel(f"{layer}\n{len(order)} units", rotation=0, ha="right", va="center")
+        next(axes for axes, layer in zip(column, layers, strict=True) if layer in run).set_title(title)
+        column[-1].set_xlabel("epoch")
+    figure.colorbar(mesh, ax=grid, label=f"KL of a unit in nats ({FAINTEST_KL} or less is the lightest)")
+    return save(figure, path)
+
+
+def kl_layers(metrics: Mapping[str, str | Path], path: str | Path) -> Path:
+    """The KL of each layer over the epochs, the sum over its units, with a panel per run as in `kl_units`.
+
+    Raises:
+        InputError: as `kl_units`.
+    """
+    runs = {title: _units(read_metrics(file), file) for title, file in metrics.items()}
+    figure = new_figure(5.2 * len(runs), 4.2)
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    colors = {
+        layer: color for layer, color in zip({name: None for run in runs.values() for name in run}, [*COLORS] * 2, strict=False)
+    }
+    for axes, (title, run) in zip(panels, runs.items(), strict=True):
+        for layer, (epochs, values) in run.items():
+            line(axes, epochs, values.sum(0).tolist(), layer, colors[layer])
+        over_epochs(axes, "KL in nats per example", f"KL of each layer{title and f': {title}'}")
+    return save(figure, path)
+
+
+Units = dict[str, tuple[list[int], np.ndarray[Any, Any]]]  # layer -> epochs [E], KL [D, E]
+
+
+def _units(records: list[Record], file: str | Path) -> Units:
+    found: dict[str, list[tuple[int, list[float]]]] = {}
+    for record in records:
+        for layer, values in (record.get("kl_units") or {}).items():
+            found.setdefault(layer, []).append((record["epoch"], values))
+    if not found:
+        raise InputError(f"{file}: expected an epoch with the KL of its units; got none")
+    return {layer: ([epoch for epoch, _ in some], np.array([values for _, values in some]).T) for layer, some in found.items()}
+
+
+def _edges(epochs: list[int]) -> np.ndarray[Any, Any]:
+    """Where the cells of the epochs begin and end: half-way between them."""
+    at = np.array(epochs, dtype=float)
+    if len(at) == 1:
+        return np.array([at[0] - 0.5, at[0] + 0.5])
+    middles = 0.5 * (at[1:] + at[:-1])
+    return np.concatenate([[at[0] - (middles[0] - at[0])], middles, [at[-1] + (at[-1] - middles[-1])]])

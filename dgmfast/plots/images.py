@@ -1,0 +1,319 @@
+"""Figures of images: samples, reconstructions, analogies, and the grid of a two-dimensional z₂."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgmfast.data import Dataset, full_images, load
+from dgmfast.errors import InputError
+from dgmfast.files import parse_json
+from dgmfast.models import FAME, CaGeM, GenerativeModel, LabelModel, Noise, PixelCNN
+from dgmfast.plots.canvas import new_figure, save, scatter
+from dgmfast.recipes import Recipe
+from dgmfast.runs import CONFIG
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+ImageShape = tuple[int, int, int]  # (C, H, W)
+CLASSES = 20  # columns of analogies: more would be too small to see
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How rows x [N, D] become images of values in [0, 1].
+
+    shape: (C, H, W), of C = 1 grey image, a pair of them (drawn side by side), or 3 colours. pixels: [D] int64, which pixels of
+    the image a row holds; None: all. unit: what a value is multiplied by, a scalar or [D]; None: 1.
+    """
+
+    shape: ImageShape
+    pixels: Tensor | None = None
+    unit: Tensor | None = None
+
+    @staticmethod
+    def of(dataset: Dataset) -> Layout | None:
+        """The layout of a data set's rows as the models see them (`data.sample_inputs`); None where they are no images."""
+        shape = dataset.image_shape or dataset.full_shape
+        if shape is None:
+            return None
+        unit = None
+        if dataset.kind == "levels":
+            unit = (torch.ones(()) if dataset.scale is None else dataset.scale) / 256.0
+        return Layout(shape, dataset.pixels, unit)
+
+    def images(self, x: Tensor, what: str) -> Tensor:
+        """x [N, D] -> [N, C, H, W], C = 1 or 3.
+
+        Raises:
+            InputError: rows of another size, or a number of channels that cannot be drawn; it begins with `what`.
+        """
+        width = math.prod(self.shape) if self.pixels is None else len(self.pixels)
+        if x.shape[1] != width or self.shape[0] not in (1, 2, 3):
+            raise InputError(
+                f"{what}: expected images of shape {list(self.shape)} with 1, 2 or 3 channels, from rows of {width}; "
+                f"got rows of {x.shape[1]}"
+            )
+        x = x.detach().cpu().float()
+        images = full_images(self.pixels, self.shape, (x if self.unit is None else x * self.unit).clamp(0.0, 1.0))
+        return torch.cat([images[:, :1], images[:, 1:]], 3) if self.shape[0] == 2 else images
+
+
+def layout_of_run(folder: str | Path, recipe: Recipe, data_dir: str | Path | None = None) -> Layout | None:
+    """The layout of a run's rows, from its config.json; the data set is read where levels of a Gaussian p(x|·) have units.
+
+    Raises:
+        InputError: config.json, or that data set, cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = parse_json(path.read_text())
+        shape = config.get("image_shape") or config.get("full_shape")
+        pixels = torch.tensor(config["pixels"]) if config.get("pixels") else None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: expected the settings of a run; got {error}") from error
+    if shape and recipe.model.get("likelihood") == "gaussian":
+        return Layout.of(load(recipe.data, data_dir))
+    return Layout(tuple(shape), pixels) if shape else None
+
+
+def samples(
+    model: GenerativeModel,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 100,
+    y: Tensor | None = None,
+    seed: int = 0,
+    x: Tensor | None = None,
+) -> Path:
+    """n draws from the model in a grid, as the means of p(x | latents) or, of an autoregressive one, as its draws.
+
+    x: [n, D], draws that are there already.
+    """
+    images = _layout(layout).images(model.sample(n, y, seed) if x is None else x, "samples")
+    columns = math.ceil(math.sqrt(n))
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.55 * columns * wide, 0.55 * math.ceil(n / columns) + 0.4)
+    axes = figure.subplots()
+    _show(axes, _tile(images, columns))
+    axes.set_title(f"Samples: {'x drawn pixel by pixel' if model.autoregressive else 'mean of p(x | z), z drawn from the prior'}")
+    return save(figure, path)
+
+
+def reconstructions(
+    model: GenerativeModel,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 20,
+    y: Tensor | None = None,
+    seed: int = 0,
+    rows_name: str = "rows",
+) -> Path:
+    """The first n rows of x [N, D] above the means of p(x | latents) with the latents drawn from q(latents | x).
+
+    A model with a label draws it from q(y | x) too, unless y [N] is given. An autoregressive p sees the data's preceding pixels.
+    rows_name: what the title calls the rows, such as "test rows".
+    """
+    x, layout = x[:n], _layout(layout)
+    again = model.reconstruct(x, None if y is None else y[:n], seed)
+    data, model_images = layout.images(x, "x"), layout.images(again, "reconstructions")
+    columns = min(10, len(x))
+    wide = data.shape[3] / data.shape[2]
+    figure = new_figure(0.6 * columns * wide + 0.9, 0.6 * 2 * math.ceil(len(x) / columns) + 0.6)
+    rows = figure.subplots(math.ceil(len(x) / columns), 1, squeeze=False)[:, 0]
+    for i, axes in enumerate(rows):
+        part = slice(i * columns, (i + 1) * columns)
+        pair = torch.cat([data[part], model_images[part]])
+        _show(axes, _tile(pair, len(x[part])), rows=[(0.25, "data"), (0.75, "model")])
+    drawn = "z and y" if model.num_classes and y is None else "z"
+    what = f"the mean of p(x | z) with {drawn} drawn from q(· | x)"
+    if model.autoregressive:
+        what = "of each pixel the mean given those before it" + ("" if isinstance(model, PixelCNN) else " and z")
+    figure.suptitle(f"The first {len(x)} {rows_name}, and {what}", fontsize=11)
+    return save(figure, path)
+
+
+def masking_study(
+    model: FAME,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 12,
+    seed: int = 0,
+    rows_name: str = "rows",
+) -> Path:
+    """What each input of FAME's PixelCNN adds (App. E Fig. 3): the first n rows of x [N, D], and their reconstructions with both
+    inputs, without the image from z, and without x.
+
+    rows_name: what the title calls the rows.
+
+    Raises:
+        InputError: not a FAME with concatenation.
+    """
+    if not isinstance(model, FAME) or not model.autoregressive:
+        raise InputError(f"masking_study: expected a FAME that concatenates x; got {type(model).__name__}")
+    x, layout = x[:n], _layout(layout)
+    named = {
+        "data": x,
+        "both": model.reconstruct(x, seed=seed),
+        "without z": model.masked_reconstruct(x, "z", seed),
+        "without x": model.masked_reconstruct(x, "x", seed),
+    }
+    images = torch.cat([layout.images(rows, name) for name, rows in named.items()])
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(named) + 0.6)
+    axes = figure.subplots()
+    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(named), name) for i, name in enumerate(named)])
+    told = f"Mean of each pixel where one input of the PixelCNN is zero, the first {len(x)} {rows_name}"
+    figure.suptitle(told, fontsize=11)
+    return save(figure, path)
+
+
+def completions(
+    model: PixelCNN,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    n: int = 12,
+    draws: int = 4,
+    seed: int = 0,
+    rows_name: str = "rows",
+) -> Path:
+    """The upper halves of the first n rows of x [N, D], and `draws` draws of the lower ones given them.
+
+    rows_name: what the title calls the rows.
+
+    Raises:
+        InputError: not a PixelCNN.
+    """
+    if not isinstance(model, PixelCNN):
+        raise InputError(f"completions: expected a PixelCNN; got {type(model).__name__}")
+    x, layout = x[:n], _layout(layout)
+    keep = torch.zeros(model.output.image, dtype=torch.bool, device=x.device)
+    keep[:, : keep.shape[1] // 2] = True
+    rows = [x, x * keep.flatten(), *(model.complete(x, keep.flatten(), seed + i) for i in range(draws))]
+    images = torch.cat([layout.images(part, "completions") for part in rows])
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(rows) + 0.6)
+    axes = figure.subplots()
+    names = ["data", "given", *["drawn"] * draws]
+    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(rows), name) for i, name in enumerate(names)])
+    figure.suptitle(f"The lower half drawn from p(x | upper half), the first {len(x)} {rows_name}", fontsize=11)
+    return save(figure, path)
+
+
+def analogies(
+    model: LabelModel, path: str | Path, layout: Layout | ImageShape, *, rows: int = 10, classes: int = CLASSES, seed: int = 0
+) -> Path:
+    """Class-conditional samples: the noise of the latents is fixed in a row, the class y in a column.
+
+    Raises:
+        InputError: a model without a label, or images of another size.
+    """
+    if not isinstance(model, LabelModel):
+        raise InputError(f"analogies: expected a model with a label; got {type(model).__name__}")
+    shown, device = min(classes, model.num_classes), next(model.parameters()).device
+    columns = [model.sample(rows, torch.full((rows,), c, device=device), seed) for c in range(shown)]
+    images = _layout(layout).images(torch.stack(columns, 1).flatten(0, 1), "analogies")  # row by row
+    wide = images.shape[3] / images.shape[2]
+    figure = new_figure(0.55 * shown * wide + 0.4, 0.55 * rows + 0.8)
+    axes = figure.subplots()
+    _show(axes, _tile(images, shown), columns=[((c + 0.5) / shown, str(c)) for c in range(shown)])
+    axes.set_xlabel("class y" if shown == model.num_classes else f"class y, {shown} of {model.num_classes}")
+    axes.set_ylabel("latents")
+    axes.set_title(f"{'Draw' if model.autoregressive else 'Mean'} of p(x | y, z): a row has one draw of z")
+    return save(figure, path)
+
+
+@torch.no_grad()
+def z2_grid(
+    model: GenerativeModel,
+    x: Tensor,
+    path: str | Path,
+    layout: Layout | ImageShape,
+    *,
+    y: Tensor | None = None,
+    fixed: int = 2,
+    n: int = 15,
+    seed: int = 0,
+    rows_name: str = "rows",
+) -> Path:
+    """A mesh of a two-dimensional z₂ decoded with its class inferred (left) and with the class `fixed` (right); between them
+    the means of q(z₂ | x) at x [N, D], coloured by y [N], with the box of the mesh (thesis Fig. 4.9).
+
+    The noise of z₁, and of y, is the same in every cell. rows_name: what the title calls the rows.
+
+    Raises:
+        InputError: not a CaGeM with a z₂ of size 2, or `fixed` is not one of its classes.
+    """
+    if not isinstance(model, CaGeM) or model.latent[1] != 2:
+        raise InputError(f"z2_grid: expected a CaGeM with a z2 of size 2; got {type(model).__name__}")
+    if not 0 <= fixed < model.num_classes:
+        raise InputError(f"z2_grid: fixed must be a class, 0..{model.num_classes - 1}; got {fixed}")
+    device = next(model.parameters()).device
+    points = model.latent_means(x, None, seed)["z2"].double().cpu()
+    (left, bottom), (right, top) = points.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), 0).tolist()
+    across, down = torch.linspace(left, right, n), torch.linspace(top, bottom, n)
+    mesh = torch.stack([across.repeat(n), down.repeat_interleave(n)], 1).to(device, next(model.parameters()).dtype)
+    figure = new_figure(15.0, 5.2)
+    inferred_axes, space, fixed_axes = figure.subplots(1, 3)
+    for axes, label, title in (
+        (inferred_axes, None, "Class inferred: y drawn from p(y | z₂)"),
+        (fixed_axes, torch.tensor([fixed], device=device), f"Class fixed: y = {fixed}"),
+    ):
+        cells = torch.cat([model.decode_z2(z2.view(1, 1, 2), Noise(seed), label) for z2 in mesh])
+        _show(axes, _tile(_layout(layout).images(cells, "z2_grid"), n))
+        axes.set_title(title)
+    scatter(space, points.numpy(), None if y is None else y.cpu().numpy())
+    space.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color="black", linewidth=1.2)
+    space.set_xlabel("first unit of z₂")
+    space.set_ylabel("second unit of z₂")
+    space.set_title(f"Mean of q(z₂ | x) of {len(x)} {rows_name}, and the box of the mesh")
+    if y is not None:
+        space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return save(figure, path)
+
+
+def _layout(layout: Layout | ImageShape) -> Layout:
+    return layout if isinstance(layout, Layout) else Layout(layout)
+
+
+def _tile(images: Tensor, columns: int) -> np.ndarray:
+    """[N, C, H, W] -> one image [rows·(H+1), columns·(W+1), C], its cells apart by a grey line, ink dark on white."""
+    n, colors, height, width = images.shape
+    rows = math.ceil(n / columns)
+    ink = 1.0 - images if colors == 1 else images
+    grid = torch.ones(rows * columns, colors, height + 1, width + 1)
+    grid[:n] = 0.8
+    grid[:n, :, :height, :width] = ink
+    tiled = grid.view(rows, columns, colors, height + 1, width + 1).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * (height + 1), columns * (width + 1), colors)[:-1, :-1].numpy()
+
+
+def _show(
+    axes: Axes,
+    image: np.ndarray,
+    *,
+    rows: list[tuple[float, str]] | None = None,
+    columns: list[tuple[float, str]] | None = None,
+) -> None:
+    """Draw the image, with names of its rows and columns at shares of its height and width."""
+    axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_xticks([at * image.shape[1] for at, _ in columns or []], [text for _, text in columns or []])
+    axes.set_yticks([at * image.shape[0] for at, _ in rows or []], [text for _, text in rows or []])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

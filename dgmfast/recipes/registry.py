@@ -1,0 +1,44 @@
+"""Recipes by name."""
+
+from __future__ import annotations
+
+from dgmfast.errors import InputError
+from dgmfast.models import MODELS
+from dgmfast.recipes.burda import BURDA
+from dgmfast.recipes.digits import DIGITS
+from dgmfast.recipes.fame import FAME
+from dgmfast.recipes.family import FAMILY
+from dgmfast.recipes.recipe import Recipe, unknown
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA, *FAMILY, *FAME)}
+
+
+def names() -> list[str]:
+    """The names that `get` knows."""
+    return list(RECIPES)
+
+
+def get(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        InputError: there is none; the message suggests the nearest names.
+    """
+    if name not in RECIPES:
+        raise InputError(unknown("recipe", name, RECIPES))
+    return RECIPES[name]
+
+
+def resolve(name: str, data: str | None = None) -> Recipe:
+    """The recipe called `name`, on `data` where that is given; or the model called `name` with its defaults on `data`.
+
+    Raises:
+        InputError: neither a recipe nor a model has that name, or a model came without data.
+    """
+    if name in RECIPES:
+        return RECIPES[name] if data is None else RECIPES[name].override({"data": data})
+    if name not in MODELS:
+        raise InputError(unknown("recipe or model", name, [*RECIPES, *MODELS]))
+    if data is None:
+        raise InputError(f"the model {name!r} needs a data set to train on: name one with --data")
+    return Recipe(name=f"{name}-on-{data}", model={"name": name}, data=data)

@@ -1,0 +1,127 @@
+"""What figures of training read: metrics.jsonl, config.json and evaluation.json of a run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dgmfast.errors import InputError
+from dgmfast.files import parse_json
+from dgmfast.recipes import Recipe
+from dgmfast.runs.folder import CONFIG, METRICS
+
+Record = dict[str, Any]  # of one epoch
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run tells. evaluation: of `dgmfast evaluate`, empty where it was not run."""
+
+    folder: Path
+    recipe: Recipe
+    records: list[Record]
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+    def test_bounds(self) -> dict[int, float]:
+        """L_K of log p(x) on the test split in nats, by K; empty where the run was not evaluated on it."""
+        if self.evaluation.get("split") != "test" or self.evaluation.get("labels") == "given":
+            return {}
+        return {int(name.removeprefix("L_")): bound["nats"] for name, bound in self.evaluation.get("bounds", {}).items()}
+
+
+def read_metrics(path: str | Path) -> list[Record]:
+    """The epochs of metrics.jsonl; a last line that a run is still writing is left out.
+
+    Raises:
+        InputError: the file cannot be read, or holds no epoch yet.
+    """
+    try:
+        whole, _, _ = Path(path).read_text().rpartition("\n")
+        records = [_record(i, line) for i, line in enumerate(whole.splitlines(), 1)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected one JSON object per epoch; got {error}") from error
+    if not records:
+        raise InputError(f"{path}: expected one JSON object per epoch; got an empty file")
+    return records
+
+
+def _record(number: int, line: str) -> Record:
+    """Line `number` of metrics.jsonl: epoch, and else finite numbers, nothing, or the KL of each unit by layer."""
+    record = parse_json(line)
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int or record["epoch"] < 1:
+        raise ValueError(f"line {number} without an epoch")
+    units = record.get("kl_units") or {}
+    if not isinstance(units, dict) or not all(isinstance(kl, list) and all(map(_finite, kl)) for kl in units.values()):
+        raise ValueError(f"line {number} with other kl_units than lists of numbers by layer")
+    wrong = [name for name, value in record.items() if name != "kl_units" and value is not None and not _finite(value)]
+    if wrong:
+        raise ValueError(f"line {number} with a {wrong[0]} that is no finite number")
+    return record
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def read_recipe(folder: str | Path) -> Recipe:
+    """The recipe in the run's config.json.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        return Recipe.from_dict(parse_json(path.read_text())["recipe"])
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not the folder of a run: there is no {CONFIG} in it") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the settings of a run; got {error}") from error
+
+
+def read_run(folder: str | Path) -> RunLog:
+    """All that the files of a run tell.
+
+    Raises:
+        InputError: the folder is not a run with at least one epoch, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    recipe, records = read_recipe(folder), read_metrics(folder / METRICS)
+    path = folder / EVALUATION
+    evaluation: dict[str, Any] = {}
+    if path.exists():
+        try:
+            evaluation = parse_json(path.read_text())
+            _check_evaluation(evaluation)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: expected the bounds that `dgmfast evaluate` writes; got {error}") from error
+    return RunLog(folder, recipe, records, evaluation)
+
+
+def _check_evaluation(evaluation: Any) -> None:
+    """Raise ValueError unless this is what `dgmfast evaluate` writes, as far as figures read it."""
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("bounds"), dict):
+        raise ValueError("no bounds")
+    for name, bound in evaluation["bounds"].items():
+        number = name.removeprefix("L_")
+        if not (name.startswith("L_") and number.isascii() and number.isdecimal() and len(number) < 12):
+            raise ValueError(f"a bound called {name!r:.30}")
+        if not isinstance(bound, dict) or not _finite(bound.get("nats")):
+            raise ValueError(f"a bound {name} without a finite number of nats")
+    if not isinstance(evaluation.get("split"), str) or not isinstance(evaluation.get("labels"), (str, type(None))):
+        raise ValueError("no split, or labels that are no text")
+    if type(evaluation.get("rows", 1)) is not int or evaluation.get("rows", 1) < 1:
+        raise ValueError(f"rows of {evaluation['rows']!r:.30}")
+
+
+def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
+    """The epochs that have the number `name`, and its values."""
+    found = [(record["epoch"], record[name]) for record in records if isinstance(record.get(name), (int, float))]
+    return [epoch for epoch, _ in found], [value for _, value in found]
+
+
+def names(records: list[Record], *, prefix: str = "", suffix: str = "") -> list[str]:
+    """The names of numbers that any epoch has, in the order of their first appearance."""
+    found = {name: None for record in records for name, value in record.items() if isinstance(value, (int, float))}
+    return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]

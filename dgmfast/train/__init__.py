@@ -1,0 +1,5 @@
+"""Training: fit a recipe, resume a run."""
+
+from dgmfast.train.loop import fit, resume
+
+__all__ = ["fit", "resume"]

@@ -1,0 +1,415 @@
+"""One training loop for all models: seeded, checkpointed, resumable bit for bit, on one process or on many.
+
+Every random choice is a pure function of the recipe's seed and of where it is made (`derive_seed`):
+
+- (seed, "init"): the initial parameters;
+- (seed, "shuffle", epoch), (seed, "binarize", epoch): the order of the rows and their binary images;
+- (seed, "labels"): which rows are labelled; (seed, "labelled", pass): their order and binary images in a pass over them;
+- (seed, "noise", epoch, step): the latents, through Philox, row by row of the whole batch;
+- (seed, "torch", epoch, rank): torch's own generator, for layers that draw from it;
+- (seed, "evaluate"): the latents of the bounds in the log.
+
+So a checkpoint at the end of an epoch needs no generator's state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgmfast import data, models
+from dgmfast.errors import InputError, check_count
+from dgmfast.evaluate import classification_error, kl_units
+from dgmfast.files import disk_errors
+from dgmfast.models import GenerativeModel, LabelModel
+from dgmfast.objectives import Objective
+from dgmfast.recipes import Recipe
+from dgmfast.runs import (
+    STATE,
+    Group,
+    Metrics,
+    check_tensors,
+    create_model,
+    export_parameters,
+    fixed_split,
+    holds_run,
+    initialise,
+    load_state,
+    never_trained,
+    parallel,
+    process_group,
+    resolve_device,
+    run_environment,
+    save_state,
+    stored_recipe,
+    warn_if_changed,
+    write_config,
+)
+from dgmfast.seeds import derive_seed
+from dgmfast.train.labelled import LabelledRows
+from dgmfast.train.progress import Progress
+
+WINDOW = 50  # steps between two looks at the loss: reading it on CUDA waits for the device
+EVALUATION_ROWS = 1000
+INTACT = "the last checkpoint is intact"
+
+
+def fit(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    dataset: data.Dataset | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    checkpoint_every: int | None = None,
+    checkpoint_minutes: float = 1.0,
+    progress: bool = True,
+    figures: bool = True,
+) -> GenerativeModel:
+    """Train the model of `recipe` in a new run folder and return it, ready for evaluation.
+
+    dataset: what to train on instead of reading `recipe.data` from `data_dir`. A checkpoint is written at the start, at the end,
+    after every `checkpoint_every` epochs if that is given, and at the end of an epoch `checkpoint_minutes` after the last one.
+
+    Raises:
+        InputError: the folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
+    """
+    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    with _session(options) as group:
+
+        def check_folder() -> None:
+            if holds_run(options.folder) and not never_trained(options.folder):
+                raise InputError(f"{folder} holds a run already: continue it with --resume, or name another folder")
+
+        group.from_first(check_folder)
+        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        recipe = _complete(recipe, dataset)
+        x_dim = dataset.train.x.shape[1]
+        if recipe.model["x_dim"] != x_dim:
+            raise InputError(f"model.x_dim must be {x_dim}, the size of a row of {dataset.name}; got {recipe.model['x_dim']!r}")
+        return _Training(recipe, dataset, group, options, None).run()
+
+
+def _complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+    """The recipe with what follows from the data: the model's size, and the number of classes where labels are used."""
+    follows: dict[str, Any] = {"x_dim": dataset.train.x.shape[1]}
+    kind = models.MODELS.get(recipe.model["name"], GenerativeModel)
+    if recipe.labels and dataset.classes is not None and issubclass(kind, LabelModel):
+        follows["num_classes"] = dataset.classes
+    return replace(recipe, model={**follows, **recipe.model})
+
+
+def resume(
+    folder: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    dataset: data.Dataset | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    checkpoint_every: int | None = None,
+    checkpoint_minutes: float = 1.0,
+    progress: bool = True,
+    figures: bool = True,
+) -> GenerativeModel:
+    """Continue a run from its last checkpoint, to the parameters and metrics of an uninterrupted run, and return the model.
+
+    changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs; all other settings stay what
+    they were. Other arguments: as for `fit`.
+
+    Raises:
+        InputError: the folder holds no run, its checkpoint is damaged, or `changes` asks for more; and as for `fit`.
+    """
+    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    with _session(options) as group:
+        state = group.from_first(lambda: load_state(options.folder))
+        recipe = _continued(stored_recipe(options.folder, state), changes or {}, state["epoch"])
+        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        return _Training(recipe, dataset, group, options, state).run()
+
+
+def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe:
+    """The recipe to go on with, or the InputError that says why not."""
+    wanted = stored.override(changes)
+    if wanted == stored:
+        return stored
+    before, after = stored.to_dict(), wanted.to_dict()
+    changed = [name for name in before if before[name] != after[name] and name != "epochs"]
+    if changed:
+        told = ", ".join(f"{name} from {before[name]!r} to {after[name]!r}" for name in changed)
+        raise InputError(f"a resumed run keeps its settings, except for epochs; it cannot change {told}")
+    if stored.schedule.name == "burda":
+        raise InputError(
+            f"the burda schedule is scaled to the run's {stored.epochs} epochs; for {wanted.epochs}, begin a new run"
+        )
+    if wanted.epochs < epoch:
+        raise InputError(f"epochs must be at least {epoch}, those already trained; got {wanted.epochs}")
+    return wanted
+
+
+class _Options:
+    """How to train, as far as the trained parameters do not depend on it."""
+
+    def __init__(self, folder: Path, device: str, every: int | None, minutes: float, progress: bool, figures: bool) -> None:
+        if every is not None:
+            check_count("train", "checkpoint_every", every)
+        if not minutes > 0.0:
+            raise InputError(f"checkpoint_minutes must be above 0; got {minutes}")
+        self.folder, self.device = folder, resolve_device(device)
+        self.every, self.seconds, self.progress, self.figures = every, 60.0 * minutes, progress, figures
+
+
+@contextmanager
+def _session(options: _Options) -> Iterator[Group]:
+    devices = [options.device] if options.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), process_group(options.device) as group:
+        yield group
+
+
+class _Training:
+    """The state of a run between two epochs, and what moves it on."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: data.Dataset, group: Group, options: _Options, state: dict[str, Any] | None
+    ) -> None:
+        self.recipe, self.dataset, self.group, self.options = recipe, dataset, group, options
+        torch.manual_seed(derive_seed(recipe.seed, "init"))
+        model = create_model(recipe)
+        train = _finite(dataset.train, dataset.name)
+        self.labelled = LabelledRows(recipe, dataset, model, options.device) if recipe.labels else None
+        unlabelled = train.x if self.labelled is None else train.x[self.labelled.others]
+        self.x = unlabelled.to(options.device)
+        self.batch_size = recipe.batch_size - (recipe.labelled_batch if self.labelled else 0)
+        _check_last_batch(model, len(self.x), self.batch_size, group)
+        if self.labelled is not None and _normalises(model) and recipe.labelled_batch < 2 * group.size:
+            raise InputError(
+                "batch normalisation needs two labelled rows per process in every batch; "
+                f"got labelled_batch {recipe.labelled_batch} for {group.size} process{'es' if group.size > 1 else ''}"
+            )
+        split = "test" if dataset.valid is None else "valid"
+        self.bound_split = split
+        self.bound_name = f"{split}_elbo"
+        fixed = fixed_split(dataset, split, recipe.binarize)
+        self.bound_x, self.bound_labels = fixed.x.to(options.device), fixed.y
+        self.error_name = f"{split}_error"
+        if state is not None:
+            check_tensors(options.folder / STATE, state["model"], model.state_dict())
+            model.load_state_dict(state["model"])
+        else:
+            initialise(model, recipe, self.x)
+        recipe.objective.check(model.to(options.device), self.bound_x, self.labelled is not None)
+        self._check_values(model, dataset.train.x, "train")
+        self._check_values(model, self.bound_x, split)
+        self.learned: list[bool] = []
+        self.model = model
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True
+        )
+        self.epoch, self.step, self.metrics_bytes = 0, 0, 0
+        self.environment = run_environment(options.device, group.size)
+        if state is not None:
+            _load_optimizer(self.optimizer, list(model.parameters()), state["optimizer"]["state"], options.folder / STATE)
+            self.epoch, self.step, self.metrics_bytes = state["epoch"], state["step"], state["metrics_bytes"]
+            if group.rank == 0:
+                warn_if_changed(state["environment"], self.environment)
+        self.resumed = state is not None
+
+    def _check_values(self, model: GenerativeModel, x: Tensor, split: str) -> None:
+        """Raise InputError unless the model takes the values of all rows x of a split, as an epoch would draw them."""
+        for first in range(0, len(x), EVALUATION_ROWS):
+            part = x[first : first + EVALUATION_ROWS]
+            if split == "train" and self.recipe.binarize:
+                part = data.sample_inputs(self.dataset, part, derive_seed(self.recipe.seed, "binarize", 0))
+            model.check_values(f"{split} split of {self.dataset.name}", part, first)
+
+    def run(self) -> GenerativeModel:
+        if self.group.rank > 0:
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(None)
+            return self.model.eval()
+        folder = self.options.folder
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with Metrics(folder, self.metrics_bytes, self.epoch, self.step) as metrics:
+            if not self.resumed:
+                self._save_state(metrics)  # before the other files, so that a folder with any of them can be resumed
+            write_config(folder, self.recipe, self.environment, self.dataset)
+            export_parameters(folder, self.model.state_dict(), self.epoch)
+            steps = math.ceil(len(self.x) / self.batch_size)
+            bar = Progress(self.recipe.name, self.epoch, self.recipe.epochs, steps, self.options.progress)
+            try:
+                self._train(metrics, bar)
+            finally:
+                bar.close()
+        self.model.eval()
+        if self.options.figures:
+            from dgmfast import plots
+
+            rows = data.Split(self.bound_x, self.bound_labels)
+            plots.draw_run(folder, self.model, rows, self.dataset, split_name=self.bound_split)
+        return self.model
+
+    def _train(self, metrics: Metrics, bar: Progress) -> None:
+        saved_at = time.monotonic()
+        while self.epoch < self.recipe.epochs:
+            record = self._train_epoch(bar)
+            metrics.append(record)
+            bar.epoch(record)
+            every = self.options.every
+            due = (every is not None and self.epoch % every == 0) or self.epoch == self.recipe.epochs
+            if due or time.monotonic() - saved_at >= self.options.seconds:
+                self._save_state(metrics)
+                export_parameters(self.options.folder, self.model.state_dict(), self.epoch)
+                saved_at = time.monotonic()
+
+    def _train_epoch(self, bar: Progress | None) -> dict[str, Any]:
+        """Train one epoch; its record for the log, complete in the first process."""
+        start, epoch, recipe = time.perf_counter(), self.epoch, self.recipe
+        torch.manual_seed(derive_seed(recipe.seed, "torch", epoch, self.group.rank))
+        x = self.x
+        if recipe.binarize:
+            x = data.sample_inputs(self.dataset, x, derive_seed(recipe.seed, "binarize", epoch))
+        rate, beta = recipe.learning_rate_at(epoch), recipe.objective.beta(epoch)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.model.begin_epoch(epoch)
+        learned = [p.requires_grad for p in self.model.parameters()]
+        if learned != self.learned:  # another stage: the processes share the gradients of other parameters
+            self.learned, self.loss = learned, parallel(self.model, self.recipe.objective, self.group, self.options.device)
+        self.model.train()
+        terms = self._steps(x, beta, bar)
+        self.epoch += 1
+        record = {"epoch": self.epoch, "step": self.step, "lr": rate, "beta": beta, **terms}
+        if self.epoch % recipe.eval_every == 0 and self.group.rank == 0:
+            record |= self._evaluate()
+        return {**record, "seconds": round(time.perf_counter() - start, 3)}
+
+    def _steps(self, x: Tensor, beta: float, bar: Progress | None) -> dict[str, float]:
+        """All steps of an epoch; the mean over its rows of each term, in nats."""
+        seed, epoch = self.recipe.seed, self.epoch
+        generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
+        batches = torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size)
+        window: list[Tensor] = []
+        sums, names = torch.zeros((), dtype=torch.float64), ["loss"]
+        weights: list[float] = []
+        for step, batch in enumerate(batches):
+            begin, end = self.group.part(len(batch))
+            rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
+            share = (end - begin) / len(batch)
+            labelled = None
+            if self.labelled is not None and not self.model.without_labels:
+                labelled = self.labelled.batch(self.step + step, self.group, len(batch))
+            # the gradients are averaged over the processes
+            counts = share * self.group.size, self.labelled.share(self.group) * self.group.size if self.labelled else 0.0
+            step_seed = derive_seed(seed, "noise", epoch, step)
+            loss, terms = self.loss(x[rows], None, beta, step_seed, begin, labelled, counts)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.recipe.max_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
+            self.optimizer.step()
+            window += (loss.detach() / (counts[0] or 1.0), *terms.values())
+            weights.append(share * len(batch))
+            if len(weights) == WINDOW or step + 1 == len(batches):
+                names = ["loss", *terms]
+                sums = sums + self._close_window(torch.stack(window).view(-1, len(names)), weights, names, step)
+                if bar is not None:
+                    bar.steps(len(weights))
+                window, weights = [], []
+        self.step += len(batches)
+        loss, *means = (sums / len(x)).tolist()
+        return {"objective": -loss, **dict(zip(names[1:], means, strict=True))}
+
+    def _close_window(self, values: Tensor, weights: list[float], names: list[str], last: int) -> Tensor:
+        """The sums over the window's rows [terms]; `values` [steps, terms] are this process's means.
+
+        Raises:
+            InputError: a value is not finite; it names the first step with one.
+        """
+        values = values.double().cpu()
+        bad = self.group.sum((~values.isfinite()).long())
+        if bad.any():
+            step = int(bad.any(1).nonzero()[0])
+            guilty = [name for name, count in zip(names, bad[step].tolist(), strict=True) if count]
+            terms = [name for name in guilty if name not in ("loss", "elbo")] or guilty[:1]  # those two are sums of the others
+            place = f"epoch {self.epoch + 1}, step {last + 2 - len(values) + step}"
+            raise InputError(f"training stopped in {place}: {', '.join(terms)} not finite; {INTACT}")
+        return self.group.sum(torch.tensor(weights, dtype=torch.float64) @ values)
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, Any]:
+        """On the validation (else the test) split: L_1 in nats per row, the KL of each unit, and the error in percent."""
+        self.model.eval()
+        objective, seed, total = Objective(), derive_seed(self.recipe.seed, "evaluate"), 0.0
+        for first in range(0, len(self.bound_x), EVALUATION_ROWS):
+            x = self.bound_x[first : first + EVALUATION_ROWS]
+            total += float(objective.loss(self.model, x, None, 1.0, seed, first)[1]["elbo"]) * len(x)
+        bound = total / len(self.bound_x)
+        if not math.isfinite(bound):
+            raise InputError(f"training stopped after epoch {self.epoch}: {self.bound_name} not finite; {INTACT}")
+        record: dict[str, Any] = {self.bound_name: bound}
+        if isinstance(self.model, LabelModel) and self.bound_labels is not None and not self.model.without_labels:
+            y = self.bound_labels.to(self.bound_x.device)
+            record[self.error_name] = classification_error(self.model, self.bound_x, y, 1, seed)
+        units = kl_units(self.model, self.bound_x[:EVALUATION_ROWS], seed)
+        return record | {"kl_units": {name: [round(value, 6) for value in kl.tolist()] for name, kl in units.items()}}
+
+    def _save_state(self, metrics: Metrics) -> None:
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"training stopped after epoch {self.epoch}: {name} not finite; {INTACT}")
+        state = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "environment": self.environment,
+            "epoch": self.epoch,
+            "step": self.step,
+            "metrics_bytes": metrics.sync(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_state(self.options.folder, state)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[Any, Any], path: Path) -> None:
+    """Load Adam's moments, checked: its fused kernel trusts their shapes. All else about it follows from the recipe."""
+    for index, entry in state.items():
+        if type(index) is not int or not 0 <= index < len(parameters) or entry.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise InputError(f"{path}: expected the moments of {len(parameters)} parameters; got others, of {index!r:.30}")
+        own = parameters[index]
+        for name, value in entry.items():
+            shape, dtype = (torch.Size(), torch.float32) if name == "step" else (own.shape, own.dtype)
+            if value.shape != shape or value.dtype != dtype:
+                told = f"{dtype} {list(shape)}; got {value.dtype} {list(value.shape)}"
+                raise InputError(f"{path}: expected {name} of parameter {index} of {told}")
+            if not value.isfinite().all() or (name != "exp_avg" and bool((value < 0).any())):
+                raise InputError(f"{path}: expected a finite {name} of parameter {index}, and none below 0 but exp_avg")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _normalises(model: GenerativeModel) -> bool:
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:
+    last = rows % batch_size or min(rows, batch_size)
+    if _normalises(model) and last < 2 * group.size:
+        raise InputError(
+            "batch normalisation needs two rows per process in every batch, "
+            f"but {rows} rows in batches of {batch_size} leave {last}; choose another batch_size"
+        )
+
+
+def _finite(split: data.Split, name: str) -> data.Split:
+    finite = split.x.isfinite().all(1) if split.x.is_floating_point() else torch.ones(len(split.x), dtype=torch.bool)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"training stopped before epoch 1, step 1: x not finite in row {row} of the training data {name}")
+    return split
