@@ -107,7 +107,7 @@ def _later_layers(model: ADGM) -> Layout:
             for net, path in (("q_y", "q_y.mlp"), ("q_z", "q_z.mlp"), ("p_a", "p_a.mlp"), ("p_x", "p_x")):
                 layout[f"{net}.{i}.{part}"] = Packed((f"{path}.rest.{2 * i - 2}.{part}",))
         for net in ("q_a", "q_z", "p_a"):
-            layout[f"{net}.head.{part}"] = Packed((f"{net}.gaussian.mean.{part}", f"{net}.gaussian.spread.{part}"))
+            layout[f"{net}.head.{part}"] = Packed((f"{net}.gaussian.mean.{part}", f"{net}.gaussian.scale.{part}"))
         layout[f"q_y.head.{part}"] = Packed((f"q_y.logits.{part}",))
         layout[f"p_x.head.{part}"] = Packed((f"output.logits.{part}",))
     return layout

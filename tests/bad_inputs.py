@@ -372,7 +372,7 @@ model.likelihood=bernouli model=vae model={} objective.k=1e3 objective.k=0 objec
 objective.estimator=x objective.chunk=-1 objective.beta=1 objective=1 learning_rate=0 learning_rate=-1
 learning_rate=nan learning_rate=.001x learning_rate=None batch_size=0 batch_size=1e2 batch_size=999999999999
 epochs=0 epochs=-5 epochs=1.5 epochs=True seed=1.5 seed=None seed=99999999999999999999 betas=[1]
-betas=[0.9,1.0] betas=x eps=-1 max_norm=-1 labels=7 labels=-10 labelled_batch=1 labelled_batch=0
+betas=[0.9,1.0] betas=x eps=-1 grad_clip_norm=-1 labels=7 labels=-10 labelled_batch=1 labelled_batch=0
 binarize=maybe binarize=1 data=digitss data= name= name=../x = =5 x a.b.c.d=1 eval_every=0
 schedule=x schedule.name=burdaa start_from=/nope start_from= start_at_mean=2 model.x_dim=63 model.x_dim=x
 objective.free_bits=-1 objective.free_bits=nan objective.warmup_epochs=-1 objective.label_sum=sparse

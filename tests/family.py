@@ -17,8 +17,10 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from torch.nn import functional as F
 
 from dgmfast import models
-from dgmfast.models import ADGM, AVAE, LVAE, M1M2, M2, SDGM, VAE, CaGeM, GenerativeModel
+from dgmfast.models import ADGM, AVAE, M1M2, M2, SDGM, CaGeM, GenerativeModel
 from dgmfast.models.fame import DenseGaussian
+from dgmfast.models.lvae import Ladder
+from dgmfast.models.vae import HierarchicalVAE
 from dgmfast.nn import (
     ACTIVATIONS,
     ConditionalCategorical,
@@ -99,7 +101,7 @@ def widen(model: GenerativeModel, by: float) -> GenerativeModel:
     """Adds to the linear log-variance of every Gaussian of q, so that the importance weights have a finite variance."""
     for name, head in model.named_modules():
         if isinstance(head, GaussianHead) and is_inference(name):
-            head.spread.bias.data += by
+            head.scale.bias.data += by
     return model
 
 
@@ -149,7 +151,7 @@ def network(net: ConditionalMLP, h: Tensor, x: Tensor | None = None, y: Tensor |
 
 
 def normal(head: GaussianHead, h: Tensor) -> Independent:
-    spread = head.spread(h)
+    spread = head.scale(h)
     variance = spread.exp() if head.head == "log_var" else F.softplus(spread)
     return Independent(Normal(head.mean(h), variance.sqrt()), 1)
 
@@ -224,11 +226,11 @@ def factors(model: GenerativeModel, x: Tensor, v: dict[str, Tensor], y: Tensor) 
 
 
 @factors.register
-def _(model: VAE, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors, Factors]:
+def _(model: HierarchicalVAE, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors, Factors]:
     z = [x, *(v[f"z{i + 1}"] for i in range(len(model.latent)))]
     p = {f"z{i}": gaussian(net, z[i + 1]) for i, net in enumerate(model.p, start=1)}
     p |= {f"z{len(model.latent)}": standard(z[-1]), "x": output(model, model.decoder(z[1]), x)}
-    if not isinstance(model, LVAE):
+    if not isinstance(model, Ladder):
         return p, {f"z{i}": gaussian(net, z[i - 1]) for i, net in enumerate(model.q, start=1)}
     q, d = {}, x
     for i, (up, head) in enumerate(zip(model.up, model.q, strict=True), start=1):

@@ -76,7 +76,7 @@ def test_a_ladder_of_unit_variances_pays_for_its_halved_variance(head):
     """q of a lower layer has the variance ½, so that log p(z) − log q(z) = Σ_d (−½ log 2 + ε²/4)."""
     model, x = zero(make("lvae", latent=(4, 3, 2), hidden=((5,), (4,), (3,)), head=head)), binary(5)
     for name, parameter in model.named_parameters():
-        if head == "softplus" and name.endswith("spread.bias"):
+        if head == "softplus" and name.endswith("scale.bias"):
             torch.nn.init.constant_(parameter, math.log(math.expm1(1.0)))
     terms, expected, count = draw(model, x, 500), HALF, 0
     for name in ("z1", "z2"):

@@ -23,7 +23,7 @@ def make(name: str) -> models.GenerativeModel:
     torch.manual_seed(3)
     model = models.create(name, x_dim=D, activation="tanh", **LADDERS[name]).double().eval()
     for q_hat in model.q:
-        torch.nn.init.constant_(q_hat.spread.bias, 6.0)
+        torch.nn.init.constant_(q_hat.scale.bias, 6.0)
     return model
 
 
@@ -102,7 +102,7 @@ def test_the_potentials_weights_have_the_mean_z(uninformed):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 0.3
-        model.q_z.gaussian.spread.bias.fill_(math.log(4.0))  # q wider than the target: weights of finite variance
+        model.q_z.gaussian.scale.bias.fill_(math.log(4.0))  # q wider than the target: weights of finite variance
         log_w = model.log_weights(torch.zeros(4, 1, dtype=torch.float64), 200_000, seed=0)
         estimate = evaluate.log_likelihood(model, torch.zeros(4, 1, dtype=torch.float64), 200_000)
     assert ((estimate.log_px - LOG_Z).abs() < 4 * estimate.std_error).all() and estimate.std_error.max() < 0.03

@@ -8,7 +8,7 @@ from family import BATCH_NORM, LABELLED, TINY, Y, binary, difference_quotients, 
 
 from dgmfast import ops
 from dgmfast.errors import InputError
-from dgmfast.models import GumbelSoftmax, LabelSum, Noise, SampledLabel, SparseSum
+from dgmfast.models import ExactSum, GumbelSoftmax, Noise, SampledLabel, SparseSum
 from dgmfast.nn import frozen_statistics
 from dgmfast.objectives import Labelled, Objective
 
@@ -36,7 +36,7 @@ def narrow(variant, **settings):
 
 def unused(variant):
     """A deterministic a is the mean alone of q(a|x)."""
-    return ("q_a.gaussian.spread.weight", "q_a.gaussian.spread.bias") if variant == "adgm-deterministic" else ()
+    return ("q_a.gaussian.scale.weight", "q_a.gaussian.scale.bias") if variant == "adgm-deterministic" else ()
 
 
 def assert_gradients(value, model, without=(), some=lambda name: True):
@@ -185,7 +185,7 @@ def test_a_models_sparse_bound_is_unbiased_in_value_and_gradient(variant):
     model.q_y.logits.weight.data *= 2.0
     parameters = [p for p in model.parameters() if p.requires_grad]  # the deterministic a has no variance
     runs = {}
-    for label_sum in (LabelSum(), SparseSum(0.7)):
+    for label_sum in (ExactSum(), SparseSum(0.7)):
         values = []
         for seed in range(seeds):
             terms = model.draw(model.encode(x, label_sum), x, k, Noise(seed), label_sum)
@@ -213,7 +213,7 @@ def test_a_cold_gumbel_softmax_tends_to_the_exact_value(variant):
     with torch.no_grad():
         exact, cold, warm = (
             model.draw(model.encode(x, label), x, k, Noise(seed), label).bound(0.9)
-            for seed, label in enumerate((LabelSum(), GumbelSoftmax(1e-4), GumbelSoftmax(20.0)))
+            for seed, label in enumerate((ExactSum(), GumbelSoftmax(1e-4), GumbelSoftmax(20.0)))
         )
     assert within(cold - exact, 1).all() and not within(warm - exact, 1).all()
 
@@ -266,8 +266,8 @@ def test_m1_is_trained_alone_and_then_frozen():
     for epoch, trained in ((0, "m1."), (1, "m1."), (2, "other"), (3, "other")):
         model.begin_epoch(epoch)
         model.zero_grad(set_to_none=True)
-        assert model.without_labels == (trained == "m1.")
-        rows = None if model.without_labels else labelled
+        assert model.ignores_labels == (trained == "m1.")
+        rows = None if model.ignores_labels else labelled
         Objective().loss(model.train(), x, None, 1.0, 1, labelled=rows)[0].backward()
         for name, p in model.named_parameters():
             assert (p.grad is not None) == ((name.startswith("m1.")) == (trained == "m1.")), name

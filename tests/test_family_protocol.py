@@ -277,7 +277,7 @@ def test_labels_that_are_refused(variant, call):
     ]:
         with pytest.raises(InputError, match=f"^{call}: {told}"):
             CALLS[call](model, x, torch.tensor(y))
-    with pytest.raises(InputError, match=f"^{call}: y must be labels or a LabelSum; got 'exact'"):
+    with pytest.raises(InputError, match=f"^{call}: y must be labels or a LabelEstimator; got 'exact'"):
         CALLS[call](model, x, "exact")
 
 
@@ -292,7 +292,6 @@ def test_models_without_a_label_take_none(variant, call):
 @pytest.mark.parametrize(
     ("variant", "settings", "told"),
     [
-        ("sdgm", {"auxiliary_sees_x": True}, "would be cyclic"),
         ("sdgm", {"deterministic": True}, "model sdgm: .*deterministic"),
         ("adgm", {"deterministic": "yes"}, "deterministic must be true or false"),
         ("adgm", {"auxiliary_sees_x": 1}, "auxiliary_sees_x must be true or false"),

@@ -160,7 +160,7 @@ def test_untrained_pixels_can_start_at_the_mean(likelihood):
     model = models.create("pixelcnn", x_dim=16, likelihood=likelihood, **SMALL)
     last = model.output.tail[-1]
     torch.nn.init.zeros_(last.weight)
-    model.start_at(torch.full((16,), 0.2))
+    model.init_output_mean(torch.full((16,), 0.2))
     assert (model.reconstruct(torch.zeros(2, 16)) - 0.2).abs().max() < 1e-6
 
 

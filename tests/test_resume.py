@@ -240,3 +240,18 @@ def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(InputError, match="holds no run that can be resumed"):
         train.resume(tmp_path / "nowhere", dataset=dataset(), **QUIET)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, whole_run):
+    """Its Gaussian heads have a layer called spread, and its settings a max_norm."""
+    train.fit(recipe(epochs=2), tmp_path, dataset=dataset(), checkpoint_every=2, **QUIET)
+    state = run_folder.load_state(tmp_path)
+    settings = json.loads(state["recipe"])
+    state["recipe"] = json.dumps({{"grad_clip_norm": "max_norm"}.get(name, name): value for name, value in settings.items()})
+    state["model"] = {name.replace("gaussian.scale.", "gaussian.spread."): value for name, value in state["model"].items()}
+    assert "max_norm" in state["recipe"] and any("spread" in name for name in state["model"])
+    run_folder.save_state(tmp_path, {name: value for name, value in state.items() if name != "digest"})
+    run_folder.export_parameters(tmp_path, state["model"], 2)
+    assert run_folder.open_run(tmp_path).epoch == 2
+    train.resume(tmp_path, {"epochs": EPOCHS}, dataset=dataset(), checkpoint_every=2, **QUIET)
+    assert_same_run(tmp_path, whole_run)

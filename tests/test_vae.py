@@ -234,7 +234,7 @@ def test_gaussian_likelihood_fits_a_gaussian(device):
     """One Adam run on N(3, 0.5²) data must bring the bound near the entropy of the data."""
     model = make(device, latent=(2,), hidden=((16,),), likelihood="gaussian")
     x = 3.0 + 0.5 * torch.randn(256, 12, generator=torch.Generator().manual_seed(0)).to(device)
-    model.start_at(x.mean(0))
+    model.init_output_mean(x.mean(0))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(150):
         optimiser.zero_grad()

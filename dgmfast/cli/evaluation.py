@@ -135,7 +135,7 @@ def _finish(folder: Path, settings: dict[str, Any], result: Bounds, stem: str, f
 
 def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label:
     if labels != "given":
-        return models.SampledLabel() if labels == "sampled" else models.LabelSum()
+        return models.SampledLabel() if labels == "sampled" else models.ExactSum()
     if y is None:
         raise InputError(f"--labels given needs rows with labels; {rows} has none")
     return y[:limit]

@@ -12,7 +12,6 @@ import torch
 
 from dgmfast.errors import out_of_memory
 from dgmfast.models import GenerativeModel
-from dgmfast.nn import PixelCNNDecoder
 
 T = TypeVar("T")
 
@@ -31,11 +30,12 @@ UNKNOWN_MEMORY = 2**30  # bytes taken to be free where the system does not say
 
 
 def layer_widths(model: GenerativeModel, device: torch.device) -> list[int]:
-    """The numbers of a row that each linear layer, and the widest of each PixelCNN, writes to memory."""
+    """How many numbers of a row each linear layer writes to memory, and each module with `row_numbers`, a PixelCNN."""
     fused = set(model.fused(device))
     modules = [m for m in model.modules() if m not in fused]
     linear = [m.out_features for m in modules if isinstance(m, torch.nn.Linear)]
-    return [*linear, *(m.row_numbers for m in modules if isinstance(m, PixelCNNDecoder))] or [1]
+    others = [getattr(m, "row_numbers", None) for m in modules]
+    return [*linear, *(n for n in others if isinstance(n, int))] or [1]
 
 
 def max_block_rows(model: GenerativeModel, device: torch.device) -> int:

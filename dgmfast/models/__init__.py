@@ -11,7 +11,7 @@ from dgmfast.models.cagem import CaGeM
 from dgmfast.models.fame import FAME
 from dgmfast.models.label_lvae import LabelLVAE
 from dgmfast.models.label_model import LabelModel
-from dgmfast.models.labels import LABEL_SUMS, GumbelSoftmax, LabelSum, SampledLabel, SparseSum
+from dgmfast.models.labels import LABEL_SUMS, ExactSum, GumbelSoftmax, LabelEstimator, SampledLabel, SparseSum
 from dgmfast.models.lvae import LVAE, AuxiliaryLVAE
 from dgmfast.models.m1m2 import M1M2
 from dgmfast.models.m2 import M2
@@ -75,13 +75,14 @@ __all__ = [
     "CaGeM",
     "Elbo",
     "Encoding",
+    "ExactSum",
     "Gaussian",
     "GenerativeModel",
     "GumbelSoftmax",
     "Label",
+    "LabelEstimator",
     "LabelLVAE",
     "LabelModel",
-    "LabelSum",
     "Latent",
     "Noise",
     "PixelCNN",

@@ -11,8 +11,7 @@ from dgmfast.models.label_model import LabelModel
 from dgmfast.models.labels import Labels
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, glorot
-from dgmfast.nn import lookup as choose
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, glorot, lookup
 
 A, Z = 0, 1  # noise streams
 
@@ -54,10 +53,10 @@ class ADGM(LabelModel):
         if not deterministic:
             self.p_a = ConditionalGaussian(latent, hidden, auxiliary, *layers, head, n_context=seen, num_classes=num_classes)
         else:
-            self.q_a.gaussian.spread.requires_grad_(False)  # only the mean takes part
+            self.q_a.gaussian.scale.requires_grad_(False)  # only the mean takes part
         self.sees_x = bool(seen) and not deterministic
         self.p_x = self._decoder(latent, auxiliary, hidden, layers)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
         glorot(self)
 
     def _decoder(self, latent: int, auxiliary: int, hidden: Sequence[int], layers: tuple[str, bool]) -> ConditionalMLP:
@@ -89,16 +88,14 @@ class ADGM(LabelModel):
         if self.p_a is not None:
             auxiliary = latents["a"]
             auxiliary.p = self.p_a(z, labels, encoding.get("p_a"))
-            auxiliary.z, auxiliary.log_q = labels.each(a), labels.term(auxiliary.log_q)
+            auxiliary.z, auxiliary.log_q = labels.expand(a), labels.expand_term(auxiliary.log_q)
         decoded = self._decode(z, labels, a)
-        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
-        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
-        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), entropies)
+        log_px = self.output.log_prob(decoded, labels.expand(x.unsqueeze(1)))
+        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), self.cross_entropies(y, labels, q_y=log_qy))
 
     def _decode(self, z: Tensor, labels: Labels, a: Tensor) -> Tensor:
         return self.p_x(z, labels)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = self.prior_logits.new_zeros(n, self.latent)
-        z, _ = noise.gaussian((zeros, zeros), 1, Z)
+        z = self.standard_normal(n, self.latent, noise, Z)
         return self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))

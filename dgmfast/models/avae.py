@@ -12,8 +12,7 @@ from dgmfast.models.base import GenerativeModel
 from dgmfast.models.checks import check_flags, check_sizes
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, decode, fused_layers
-from dgmfast.nn import lookup as choose
+from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, decode, fused_modules, lookup
 
 
 class AVAE(GenerativeModel):
@@ -56,7 +55,7 @@ class AVAE(GenerativeModel):
             if not uninformed:
                 self.p_a.append(GaussianMLP(sum(latent[i:]), widths[::-1], a_size, **layers))
         self.decoder = MLP(latent[0], hidden[0][::-1], activation, batch_norm)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.decoder.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(self.decoder.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         mean, log_var = self.q_a[0](x)
@@ -89,12 +88,10 @@ class AVAE(GenerativeModel):
         return Terms(*decode(self.decoder, self.output, z[0].z, x.unsqueeze(1)), latents)
 
     def fused(self, device: torch.device) -> list[nn.Module]:
-        parts = [self.decoder, self.output]
-        return [] if fused_layers(self.decoder, self.output, device) is None else [m for part in parts for m in part.modules()]
+        return fused_modules(self.decoder, self.output, device)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = next(self.parameters()).new_zeros(n, self.latent[-1])
-        z, _ = noise.gaussian((zeros, zeros), 1, stream=2 * len(self.p_z) + 1)
+        z = self.standard_normal(n, self.latent[-1], noise, stream=2 * len(self.p_z) + 1)
         for i in reversed(range(len(self.p_z))):
             z, _ = noise.gaussian(self.p_z[i](z), 1, stream=2 * i + 1)
         return self.decoder(z)

@@ -7,7 +7,7 @@ A model is a joint p(x, latents[, y]) with an inference model q(latents[, y] | x
 
 Everything else (importance weights, ELBO, streaming log-likelihood, training) is written once, on those two.
 Latents may form a hierarchy (each draws from its own noise stream). A label is observed (y is a tensor), or summed over as a
-`LabelSum` says (y is one, or None for the exact sum). Encoders see x flat, [B, D], and reshape it.
+`LabelEstimator` says (y is one, or None for the exact sum). Encoders see x flat, [B, D], and reshape it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast.errors import InputError, check_count
-from dgmfast.models.labels import LabelSum, SampledLabel
+from dgmfast.models.labels import LabelEstimator, SampledLabel
 from dgmfast.models.noise import Noise, Seed
 from dgmfast.models.terms import Elbo, Encoding, Label, Terms
-from dgmfast.nn import AnyOutput, PixelCNNDecoder
+from dgmfast.nn import OutputDistribution
 
 
 class GenerativeModel(nn.Module):
@@ -39,7 +39,7 @@ class GenerativeModel(nn.Module):
 
     x_dim: int
     num_classes: int | None = None
-    output: AnyOutput
+    output: OutputDistribution
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         """All that depends on x [B, D] (and y [B]) alone, computed once.
@@ -57,20 +57,25 @@ class GenerativeModel(nn.Module):
         """What the output distribution takes, [n, 1, ...], with the latents drawn from the prior."""
         raise abstract_method(self, "prior")
 
+    def standard_normal(self, n: int, size: int, noise: Noise, stream: int) -> Tensor:
+        """z ~ N(0, I), [n, 1, size]."""
+        zeros = next(self.parameters()).new_zeros(n, size)
+        return noise.gaussian((zeros, zeros), 1, stream)[0]
+
     def fused(self, device: torch.device) -> list[nn.Module]:
         """The modules that `draw` does not call on a device in evaluation, because one op does their work (nn.decode)."""
         return []
 
-    def start_at(self, mean: Tensor) -> None:
-        """Let the untrained p(x | latents) have the data's mean [D]."""
-        self.output.start_at(mean)
+    def init_output_mean(self, mean: Tensor) -> None:
+        """Set the biases of the untrained p(x | latents) so that its mean is about `mean` [D]."""
+        self.output.init_mean(mean)
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before every training epoch (0-based): for models that train in stages, whose other parameters it freezes."""
 
     @property
-    def without_labels(self) -> bool:
-        """Whether labelled rows have nothing to say in this stage of the training."""
+    def ignores_labels(self) -> bool:
+        """True while labels are ignored, as in M1's training before M2's."""
         return self.num_classes is None
 
     def supervise(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor) -> tuple[Terms | None, dict[str, Tensor]]:
@@ -115,10 +120,10 @@ class GenerativeModel(nn.Module):
         if self.num_classes is None:
             got = list(y.shape) if isinstance(y, Tensor) else y
             raise InputError(f"{caller}: y must be None, because {type(self).__name__} takes no labels; got {got}")
-        if isinstance(y, LabelSum):
+        if isinstance(y, LabelEstimator):
             return
         if not isinstance(y, Tensor):
-            raise InputError(f"{caller}: y must be labels or a LabelSum; got {y!r}")
+            raise InputError(f"{caller}: y must be labels or a LabelEstimator; got {y!r}")
         if y.shape != (n,) or y.dtype != torch.int64 or y.device != device:
             raise InputError(f"{caller}: y must be int64 [{n}] on {device}; got {y.dtype} {list(y.shape)} on {y.device}")
         if _readable(y) and (wrong := (y < 0) | (y >= self.num_classes)).any():
@@ -180,20 +185,20 @@ class GenerativeModel(nn.Module):
         if temperature != 1.0 and not self.autoregressive:
             raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
         noise = Noise.of("sample", seed, generator, device)
-        return self.shown(self.prior(n, noise, y), noise, temperature, progress)
+        return self.mean_or_sample(self.prior(n, noise, y), noise, temperature, progress)
 
     @property
     def autoregressive(self) -> bool:
         """Whether p(x | latents) draws a pixel given those before it."""
-        output = getattr(self, "output", None)  # a potential has none
-        return isinstance(output, PixelCNNDecoder) and output.autoregressive
+        output: OutputDistribution | None = getattr(self, "output", None)  # A potential has none.
+        return output is not None and output.autoregressive
 
-    def shown(
+    def mean_or_sample(
         self, h: Tensor, noise: Noise, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """Of p(x|h), h [n, 1, ...], the mean, or a draw of autoregressive pixels: [n, D]."""
-        if isinstance(self.output, PixelCNNDecoder) and self.output.autoregressive:
-            return self.output.generate(h, noise, temperature=temperature, progress=progress).squeeze(1)
+        """What `sample` shows of p(x|h), h [n, 1, ...]: its mean, or a draw where pixels depend on each other; [n, D]."""
+        if self.autoregressive:
+            return self.output.sample(h, noise, temperature, progress).squeeze(1)
         return self.output.mean(h).squeeze(1)
 
     @torch.no_grad()

@@ -11,11 +11,10 @@ from torch import Tensor
 from dgmfast.errors import InputError, check_count
 from dgmfast.models.checks import check_flags, check_widths
 from dgmfast.models.label_model import LabelModel
-from dgmfast.models.labels import Labels, LabelSum
+from dgmfast.models.labels import ExactSum, Labels
 from dgmfast.models.noise import Noise, Seed
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP
-from dgmfast.nn import lookup as choose
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianMLP, lookup
 
 Z1, Z2 = 0, 1  # noise streams
 
@@ -56,7 +55,7 @@ class CaGeM(LabelModel):
         self.p_y = ConditionalCategorical(size2, hidden2, num_classes, *layers)
         self.p_z1 = ConditionalGaussian(size2, hidden1, size1, *layers, head, num_classes=num_classes)
         self.p_x = ConditionalMLP(size1, hidden1, *layers, num_classes=num_classes)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         mean, log_var = self.q_z1(x)
@@ -73,8 +72,9 @@ class CaGeM(LabelModel):
         q2 = self.q_z2(z1, labels, encoding["q_z2"])
         z2, log_q2 = labels.gaussian(noise, q2, k, Z2)
         decoded = self.p_x(z1, labels)
-        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
-        first = Latent(labels.each(z1), labels.term(log_q1), (q1[0].unsqueeze(1), q1[1].unsqueeze(1)), self.p_z1(z2, labels))
+        log_px = self.output.log_prob(decoded, labels.expand(x.unsqueeze(1)))
+        q_z1 = q1[0].unsqueeze(1), q1[1].unsqueeze(1)
+        first = Latent(labels.expand(z1), labels.expand_term(log_q1), q_z1, self.p_z1(z2, labels))
         latents = {"z1": first, "z2": Latent(z2, log_q2, q2, exact=True)}
         return Terms(decoded, log_px, latents, labels, labels.prior(self.p_y(z2)))
 
@@ -89,7 +89,7 @@ class CaGeM(LabelModel):
             z1, _ = noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)
         log_qy = self.q_y(z1, encoding["q_y"])
         with torch.no_grad():
-            labels: Labels = LabelSum().bind(log_qy, k, noise, 0)
+            labels: Labels = ExactSum().bind(log_qy, k, noise, 0)
             z2, _ = labels.gaussian(noise, self.q_z2(z1, labels, encoding["q_z2"]), k, Z2)
         return log_qy, torch.logsumexp(log_qy.unsqueeze(-1) + self.p_y(z2), 2)
 
@@ -115,13 +115,11 @@ class CaGeM(LabelModel):
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
         """z₂ from its prior; y, if not given, from p(y|z₂): with a given y, a draw of p(z₂) p(z₁|y, z₂) p(x|y, z₁)."""
-        zeros = self.prior_logits.new_zeros(n, self.latent[1])
-        z2, _ = noise.gaussian((zeros, zeros), 1, Z2)
-        return self._decode_z2(z2, noise, y)
+        return self._decode_z2(self.standard_normal(n, self.latent[1], noise, Z2), noise, y)
 
     def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
         """`sample`, [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
-        return self.shown(self._decode_z2(z2, noise, y), noise)
+        return self.mean_or_sample(self._decode_z2(z2, noise, y), noise)
 
     def _decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None) -> Tensor:
         labels = self.sampled_label(self.p_y(z2), noise, y)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast.errors import InputError
-from dgmfast.models.base import GenerativeModel
 from dgmfast.models.checks import check_flags, check_widths
-from dgmfast.models.lvae import LVAE
+from dgmfast.models.lvae import Ladder
 from dgmfast.models.noise import Seed
 from dgmfast.nn import MLP, ConvDown, ConvUp, GaussianHead, OverRows, PixelCNNDecoder, image_of
 
 
-class FAME(LVAE):
+class FAME(Ladder):
     """The LVAE with convolutions between its latents and a PixelCNN as p(x|z₁, x_<i) (App. E eqs 7–9).
 
     Upwards d_n = CNN(d_{n−1}) on feature maps that shrink by strides; q̂(z_n) = N(Linear(Dense(d_n)), softplus(Dense(d_n))).
@@ -50,14 +49,14 @@ class FAME(LVAE):
         likelihood: str = "bernoulli",
         levels: int = 256,
     ) -> None:
-        GenerativeModel.__init__(self)
+        super().__init__()
         check_widths(latent=latent, maps=maps, dense=dense)
         if any(isinstance(sizes, int) for sizes in (latent, maps, dense)) or not len(latent) == len(maps) == len(dense):
             raise InputError(f"latent, maps and dense must have one entry per layer; got {latent!r}, {maps!r} and {dense!r}")
         check_flags(batch_norm=batch_norm, concatenate=concatenate)
         self.x_dim, self.latent = x_dim, tuple(latent)
-        self.settings: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        heads = {**self.settings, "head": head}
+        layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
+        heads = {**layers, "head": head}
         shape = image_of(x_dim, image)
         # (channels, height, width) of x and of every d_n
         shapes = [shape]
@@ -67,12 +66,12 @@ class FAME(LVAE):
 
         self.up, self.q, self.p = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i, size in enumerate(latent):
-            up = ConvUp(shapes[i], shapes[i + 1], **self.settings)
+            up = ConvUp(shapes[i], shapes[i + 1], **layers)
             self.up.append(up)
             self.q.append(DenseGaussian(up.n_out, dense[i], size, **heads))
             if i:
                 self.p.append(ConvGaussian(size, shapes[i + 1], shapes[i], dense[i - 1], latent[i - 1], **heads))
-        upsampled = ConvDown(latent[0], shapes[1], (maps[0], *shape[1:]), **self.settings)
+        upsampled = ConvDown(latent[0], shapes[1], (maps[0], *shape[1:]), **layers)
         to_image = nn.Conv2d(maps[0], condition, 3, padding=1)
         self.decoder = nn.Sequential(upsampled, OverRows((maps[0], *shape[1:]), to_image))
         self.output = PixelCNNDecoder(

@@ -13,8 +13,7 @@ from dgmfast.models.label_model import LabelModel
 from dgmfast.models.lvae import climb
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead
-from dgmfast.nn import lookup as choose
+from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead, lookup
 
 
 class LabelLVAE(LabelModel):
@@ -53,7 +52,7 @@ class LabelLVAE(LabelModel):
         self.q_y = ConditionalCategorical(latent[-1], hidden[-1], num_classes, n_context=x_dim, **layers)
         self.p_y = ConditionalCategorical(latent[-1], hidden[-1], num_classes, **layers)
         self.p_x = ConditionalMLP(latent[0], hidden[0][::-1], num_classes=num_classes, **layers)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         encoding = {"q_y": self.q_y.context(x)}
@@ -76,18 +75,16 @@ class LabelLVAE(LabelModel):
         labels = self.bind(y, log_qy, k, noise)
         for i in range(len(self.p), 0, -1):
             p = self.p[i - 1](z, labels)
-            q = ops.gaussian_merge(labels.each(encoding[f"mean{i}"]), labels.each(encoding[f"log_var{i}"]), *p)
+            q = ops.gaussian_merge(labels.expand(encoding[f"mean{i}"]), labels.expand(encoding[f"log_var{i}"]), *p)
             z, log_q = labels.gaussian(noise, q, k, stream=i - 1)
             latents.append(Latent(z, log_q, q, p, exact=True))
         decoded = self.p_x(z, labels)
-        log_px = self.output.log_prob(decoded, labels.each(x.unsqueeze(1)))
-        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
+        log_px = self.output.log_prob(decoded, labels.expand(x.unsqueeze(1)))
         named = {f"z{i + 1}": latent for i, latent in enumerate(reversed(latents))}
-        return Terms(decoded, log_px, named, labels, labels.prior(log_py), entropies)
+        return Terms(decoded, log_px, named, labels, labels.prior(log_py), self.cross_entropies(y, labels, q_y=log_qy))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = self.prior_logits.new_zeros(n, self.latent[-1])
-        z, _ = noise.gaussian((zeros, zeros), 1, stream=len(self.p))
+        z = self.standard_normal(n, self.latent[-1], noise, stream=len(self.p))
         labels = self.sampled_label(self.p_y(z), noise, y)
         for i in range(len(self.p), 0, -1):
             z, _ = noise.gaussian(self.p[i - 1](z, labels), 1, stream=i - 1)

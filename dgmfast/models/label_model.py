@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dgmfast.errors import InputError, check_count
 from dgmfast.models.base import GenerativeModel, abstract_method
-from dgmfast.models.labels import Labels, LabelSum, Observed, SampledLabel
+from dgmfast.models.labels import ExactSum, Labels, Observed, SampledLabel
 from dgmfast.models.noise import Noise, Seed
 from dgmfast.models.terms import Encoding, Label
 
@@ -55,7 +55,11 @@ class LabelModel(GenerativeModel):
 
     def bind(self, y: Label, log_qy: Tensor, k: int, noise: Noise) -> Labels:
         """The label of a draw: y itself, or its sum over log q(y|·) [B, 1 or k, Y]."""
-        return Observed(y) if isinstance(y, Tensor) else (y or LabelSum()).bind(log_qy, k, noise, LABEL_STREAM)
+        return Observed(y) if isinstance(y, Tensor) else (y or ExactSum()).bind(log_qy, k, noise, LABEL_STREAM)
+
+    def cross_entropies(self, y: Label, labels: Labels, **log_probs: Tensor) -> dict[str, Tensor]:
+        """−log of what each classifier gives to an observed label, [B, k], from its log-probabilities; none without one."""
+        return {name: -labels.prior(log_q) for name, log_q in log_probs.items()} if isinstance(y, Tensor) else {}
 
     def sampled_label(self, log_py: Tensor, noise: Noise, y: Tensor | None) -> Labels:
         """For sampling from the model: y [n], or draws from p(y|·), given as log p(y|·) [n, 1, Y]."""

@@ -31,11 +31,11 @@ class Labels:
     log_qy: Tensor
     joins_rows = False  # whether labelled tensors mix the samples of a batch unevenly, which batch norm must not see
 
-    def each(self, t: Tensor) -> Tensor:
+    def expand(self, t: Tensor) -> Tensor:
         """A label-free [B, k, D] so that it broadcasts against labelled vectors."""
         return t
 
-    def term(self, t: Tensor) -> Tensor:
+    def expand_term(self, t: Tensor) -> Tensor:
         """A term of the bound, label-free [B, k] or labelled, so that it adds to labelled ones."""
         return t
 
@@ -109,10 +109,10 @@ class EnumeratedLabels(Labels):
     def __init__(self, log_qy: Tensor) -> None:
         self.log_qy = log_qy
 
-    def each(self, t: Tensor) -> Tensor:
+    def expand(self, t: Tensor) -> Tensor:
         return t.unsqueeze(2)
 
-    def term(self, t: Tensor) -> Tensor:
+    def expand_term(self, t: Tensor) -> Tensor:
         return t.unsqueeze(2) if t.dim() == 2 else t
 
     def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -167,18 +167,18 @@ class SparseLabels(Labels):
         rest = 1.0 - others.new_zeros(self.b * self.k).index_add(0, self.sample, others)
         self.weight = torch.where(is_best, rest[self.sample], others)
 
-    def each(self, t: Tensor) -> Tensor:
+    def expand(self, t: Tensor) -> Tensor:
         """Label-free [B, 1 or k, D] -> [N, D]."""
         rows = self.sample if t.shape[1] == self.k else self.sample // self.k
         return t.flatten(0, 1)[rows]
 
-    def term(self, t: Tensor) -> Tensor:
-        return self.each(t) if t.dim() == 2 else t
+    def expand_term(self, t: Tensor) -> Tensor:
+        return self.expand(t) if t.dim() == 2 else t
 
     def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
         product = F.linear(h, weight)
         per_sample = h.dim() == 3  # label-free: one product per sample
-        total = self.each(product + bias) if per_sample else product + (bias if bias.dim() == 1 else self.each(bias))
+        total = self.expand(product + bias) if per_sample else product + (bias if bias.dim() == 1 else self.expand(bias))
         return activate(activation, total + F.embedding(self.y, label_weight.t()))
 
     def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
@@ -216,17 +216,24 @@ class RelaxedLabels(Labels):
         return -ops.marginalize_labels(self.log_qy, log_py)
 
 
-@dataclass(frozen=True)
-class LabelSum:
-    """The exact sum over the label, and the base of its estimates: what a model does where no y is given."""
+class LabelEstimator:
+    """How the sum over a label that is not given is taken."""
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
         """The labels of one draw, from log q(y|·) [B, 1 or k, Y]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExactSum(LabelEstimator):
+    """The exact sum over all labels: what a model does where no y is given."""
+
+    def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
         return EnumeratedLabels(log_qy.expand(-1, k, -1))
 
 
 @dataclass(frozen=True)
-class SampledLabel(LabelSum):
+class SampledLabel(LabelEstimator):
     """y ~ q(y|·), one per sample: the form whose L_K most publications report. It has no gradient to q(y|·), so none at all."""
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
@@ -239,7 +246,7 @@ class SampledLabel(LabelSum):
 
 
 @dataclass(frozen=True)
-class SparseSum(LabelSum):
+class SparseSum(LabelEstimator):
     """Unbiased in value and gradient, with at most 1 + 1/τ labels on average, whatever their number.
 
     The most probable label is always kept, any other with probability min(1, q_y/τ) and counted inversely to it.
@@ -262,7 +269,7 @@ class SparseSum(LabelSum):
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax(LabelSum):
+class GumbelSoftmax(LabelEstimator):
     """A relaxed label, softmax((log q + Gumbel noise)/temperature) (Jang et al. 2017); the entropy stays exact. Biased."""
 
     temperature: float = 0.5
@@ -277,7 +284,12 @@ class GumbelSoftmax(LabelSum):
         return RelaxedLabels(log_qy, torch.softmax((log_qy + gumbel.to(log_qy.dtype)) / self.temperature, -1))
 
 
-LABEL_SUMS: dict[str, type[LabelSum]] = {"exact": LabelSum, "sparse": SparseSum, "gumbel": GumbelSoftmax, "sampled": SampledLabel}
+LABEL_SUMS: dict[str, type[LabelEstimator]] = {
+    "exact": ExactSum,
+    "sparse": SparseSum,
+    "gumbel": GumbelSoftmax,
+    "sampled": SampledLabel,
+}
 
 
 def _pick(log_probs: Tensor, y: Tensor) -> Tensor:

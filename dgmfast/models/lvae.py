@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
+from dgmfast.models.checks import check_flags, check_sizes
 from dgmfast.models.noise import Gaussian, Noise
 from dgmfast.models.terms import Encoding, Label, Latent
-from dgmfast.models.vae import VAE
+from dgmfast.models.vae import HierarchicalVAE
 from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP
 
 
-class LVAE(VAE):
-    """The generative model of the VAE, with an inference model that corrects it from the top down (eqs 5.1–5.4).
+def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
+    """q̂(z_n) = head_n(d_n), d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
+    q_hat = []
+    for mlp, head in zip(up, heads, strict=True):
+        d = mlp(d)
+        q_hat.append(head(d))
+    return q_hat
 
-    d_n = MLP(d_{n−1}), d_0 = x, gives q̂(z_n) = N(μ̂_n, σ̂²_n) on the way up; on the way down q(z_L) = q̂(z_L), and q(z_n|·) is the
+
+class Ladder(HierarchicalVAE):
+    """The inference of the LVAE, which corrects the generative model from the top down (eqs 5.1–5.4).
+
+    d_n = up_n(d_{n−1}), d_0 = x, gives q̂(z_n) = N(μ̂_n, σ̂²_n) on the way up; on the way down q(z_L) = q̂(z_L), and q(z_n|·) is the
     precision-weighted merge of q̂(z_n) and p(z_n|z_{n+1}): σ² = 1/(σ̂⁻² + σ_p⁻²), μ = σ² (μ̂ σ̂⁻² + μ_p σ_p⁻²).
-    Every layer's KL is exact, because q and p share their parents. Arguments as for VAE; the defaults are the thesis's.
+    Every layer's KL is exact, because q and p share their parents.
     """
 
-    def __init__(
-        self,
-        x_dim: int = 784,
-        latent: Sequence[int] = (64, 32, 16, 8, 4),
-        hidden: Sequence[Sequence[int]] = ((512, 512), (256, 256), (128, 128), (64, 64), (32, 32)),
-        activation: str = "leaky_relu",
-        likelihood: str = "bernoulli",
-        head: str = "softplus",
-        batch_norm: bool = True,
-        norm_heads: bool = True,
-    ) -> None:
-        super().__init__(x_dim, latent, hidden, activation, likelihood, head, batch_norm, norm_heads)
-
-    def _build_inference(self, sizes: Sequence[int], hidden: Sequence[Sequence[int]]) -> None:
-        self.up, self.q = nn.ModuleList(), nn.ModuleList()
-        n_in = self.x_dim
-        for widths, size in zip(hidden, self.latent, strict=True):
-            up = MLP(n_in, widths, self.settings["activation"], self.settings["batch_norm"])
-            self.up.append(up)
-            n_in = up.n_out
-            self.q.append(GaussianHead(n_in, size, self.settings["head"], self.settings["norm_head"]))
+    up: nn.ModuleList
+    q: nn.ModuleList
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         encoding = {}
@@ -68,13 +60,30 @@ class LVAE(VAE):
         return {f"z{i + 1}": latent for i, latent in enumerate(reversed(latents))}
 
 
-def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
-    """q̂(z_n) = head_n(d_n), d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
-    q_hat = []
-    for mlp, head in zip(up, heads, strict=True):
-        d = mlp(d)
-        q_hat.append(head(d))
-    return q_hat
+class LVAE(Ladder):
+    """The VAE with the inference of the ladder (eqs 5.1–5.4; `Ladder`). Arguments as for VAE; the defaults are the thesis's."""
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        latent: Sequence[int] = (64, 32, 16, 8, 4),
+        hidden: Sequence[Sequence[int]] = ((512, 512), (256, 256), (128, 128), (64, 64), (32, 32)),
+        activation: str = "leaky_relu",
+        likelihood: str = "bernoulli",
+        head: str = "softplus",
+        batch_norm: bool = True,
+        norm_heads: bool = True,
+    ) -> None:
+        super().__init__()
+        check_sizes(x_dim, latent, hidden)
+        check_flags(batch_norm=batch_norm, norm_heads=norm_heads)
+        self.x_dim, self.latent = x_dim, tuple(latent)
+        layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head, "norm_head": norm_heads}
+        self.up, self.q = nn.ModuleList(), nn.ModuleList()
+        for n_in, widths, size in zip((x_dim, *(widths[-1] for widths in hidden)), hidden, latent, strict=False):
+            self.up.append(MLP(n_in, widths, activation, batch_norm))
+            self.q.append(GaussianHead(widths[-1], size, head, norm_heads))
+        self._add_mlps_of_p(hidden, likelihood, layers)
 
 
 class AuxiliaryLVAE(LVAE):
@@ -96,8 +105,9 @@ class AuxiliaryLVAE(LVAE):
         norm_heads: bool = True,
     ) -> None:
         super().__init__(x_dim, latent, hidden, activation, likelihood, head, batch_norm, norm_heads)
-        self.q_a = GaussianMLP(x_dim, hidden[0], auxiliary, **self.settings)
-        self.p_a = GaussianMLP(sum(latent), hidden[0][::-1], auxiliary, **self.settings)
+        layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head, "norm_head": norm_heads}
+        self.q_a = GaussianMLP(x_dim, hidden[0], auxiliary, **layers)
+        self.p_a = GaussianMLP(sum(latent), hidden[0][::-1], auxiliary, **layers)
         self.first = ConditionalMLP(auxiliary, hidden[0], activation, batch_norm, n_context=x_dim)
         self.up[0] = nn.Identity()  # `first` is the upward pass's first MLP
 

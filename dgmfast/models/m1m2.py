@@ -13,7 +13,7 @@ from dgmfast.models.label_model import LabelModel
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
 from dgmfast.models.vae import VAE
-from dgmfast.nn import AnyOutput, ConditionalCategorical, ConditionalGaussian, glorot
+from dgmfast.nn import ConditionalCategorical, ConditionalGaussian, OutputDistribution, glorot
 
 Z1, Z2 = 0, 1  # noise streams
 
@@ -57,7 +57,7 @@ class M1M2(LabelModel):
         glorot(self)
 
     @property
-    def output(self) -> AnyOutput:  # type: ignore[override]
+    def output(self) -> OutputDistribution:  # type: ignore[override]
         """M1's p(x|z₁)."""
         return self.m1.output
 
@@ -68,7 +68,7 @@ class M1M2(LabelModel):
         self.m1.requires_grad_(self.pretraining or self.pretrain_epochs == 0)
 
     @property
-    def without_labels(self) -> bool:
+    def ignores_labels(self) -> bool:
         return self.pretraining
 
     def train(self, mode: bool = True) -> M1M2:
@@ -92,17 +92,16 @@ class M1M2(LabelModel):
         labels = self.bind(y, log_qy, k, noise)
         q = self.q_z2(first.z, labels)
         z2, log_q2 = labels.gaussian(noise, q, k, Z2)
-        z1 = Latent(labels.each(first.z), labels.term(first.log_q), first.q, self.p_z1(z2, labels))
+        z1 = Latent(labels.expand(first.z), labels.expand_term(first.log_q), first.q, self.p_z1(z2, labels))
         latents = {"z1": z1, "z2": Latent(z2, log_q2, q, exact=True)}
-        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
-        return Terms(terms.decoding, labels.term(terms.log_px), latents, labels, labels.prior(self.log_py()), entropies)
+        log_px, log_py = labels.expand_term(terms.log_px), labels.prior(self.log_py())
+        return Terms(terms.decoding, log_px, latents, labels, log_py, self.cross_entropies(y, labels, q_y=log_qy))
 
     def fused(self, device: torch.device) -> list[nn.Module]:
         return self.m1.fused(device)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = self.prior_logits.new_zeros(n, self.latent[1])
-        z2, _ = noise.gaussian((zeros, zeros), 1, Z2)
+        z2 = self.standard_normal(n, self.latent[1], noise, Z2)
         labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
         return self.m1.decoder(z1)

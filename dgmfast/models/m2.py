@@ -10,8 +10,7 @@ from dgmfast.models.checks import check_flags, check_widths
 from dgmfast.models.label_model import LabelModel
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, glorot
-from dgmfast.nn import lookup as choose
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, glorot, lookup
 
 
 class M2(LabelModel):
@@ -39,7 +38,7 @@ class M2(LabelModel):
         self.q_y = ConditionalCategorical(x_dim, hidden, num_classes, activation, batch_norm)
         self.q_z = ConditionalGaussian(x_dim, hidden, latent, activation, batch_norm, head, num_classes=num_classes)
         self.p_x = ConditionalMLP(latent, hidden, activation, batch_norm, num_classes=num_classes)
-        self.output = choose("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
         glorot(self)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
@@ -55,13 +54,10 @@ class M2(LabelModel):
         q = self.q_z(x, labels)
         z, log_q = labels.gaussian(noise, q, k, stream=0)
         decoded = self.p_x(z, labels)
-        log_px = self.output.log_prob(decoded, labels.each(x))
-        entropies = {"q_y": -labels.prior(log_qy)} if isinstance(y, Tensor) else {}
+        log_px = self.output.log_prob(decoded, labels.expand(x))
         latents = {"z": Latent(z, log_q, q, exact=True)}
-        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), entropies)
+        return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), self.cross_entropies(y, labels, q_y=log_qy))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = self.prior_logits.new_zeros(n, self.latent)
-        z, _ = noise.gaussian((zeros, zeros), 1, stream=0)
-        labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
-        return self.p_x(z, labels)
+        z = self.standard_normal(n, self.latent, noise, stream=0)
+        return self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dgmfast.errors import InputError
 from dgmfast.models.adgm import ADGM, A, Z
 from dgmfast.models.labels import Labels
 from dgmfast.models.noise import Noise
@@ -14,10 +13,8 @@ from dgmfast.nn import ConditionalMLP
 
 
 class SDGM(ADGM):
-    """p(y) p(z) p(a|z, y) p(x|a, y, z): the ADGM whose x depends on a too (App. A eqs 22–25). Arguments as for ADGM.
-
-    Raises:
-        InputError: auxiliary_sees_x, because p(a|z, y, x) p(x|a, y, z) would be cyclic.
+    """p(y) p(z) p(a|z, y) p(x|a, y, z): the ADGM whose x depends on a too (App. A eqs 22–25). Arguments as for
+    ADGM, but auxiliary_sees_x: p(a|z, y, x) p(x|a, y, z) would be cyclic.
     """
 
     def __init__(
@@ -31,11 +28,8 @@ class SDGM(ADGM):
         likelihood: str = "bernoulli",
         head: str = "log_var",
         batch_norm: bool = False,
-        auxiliary_sees_x: bool = False,
         class_prior: str | Sequence[float] = "uniform",
     ) -> None:
-        if auxiliary_sees_x:
-            raise InputError("auxiliary_sees_x must be false for sdgm: p(a|z, y, x) p(x|a, y, z) would be cyclic; got true")
         super().__init__(
             x_dim, num_classes, latent, auxiliary, hidden, activation, likelihood, head, batch_norm, class_prior=class_prior
         )
@@ -47,8 +41,7 @@ class SDGM(ADGM):
         return self.p_x(z, labels, self.p_x.context(a))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        zeros = self.prior_logits.new_zeros(n, self.latent)
-        z, _ = noise.gaussian((zeros, zeros), 1, Z)
+        z = self.standard_normal(n, self.latent, noise, Z)
         labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         assert self.p_a is not None
         a, _ = noise.gaussian(self.p_a(z, labels), 1, A)

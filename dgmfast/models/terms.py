@@ -9,11 +9,11 @@ from functools import cached_property
 from torch import Tensor
 
 from dgmfast import ops
-from dgmfast.models.labels import Labels, LabelSum
+from dgmfast.models.labels import LabelEstimator, Labels
 from dgmfast.models.noise import Gaussian
 
 Encoding = Mapping[str, Tensor]  # each [B, ...]
-Label = Tensor | LabelSum | None
+Label = Tensor | LabelEstimator | None
 
 
 @dataclass
@@ -100,10 +100,10 @@ class Terms:
         return self.log_px - kl + self.log_py
 
     def _term(self, t: Tensor) -> Tensor:
-        return t if self.labels is None else self.labels.term(t)
+        return t if self.labels is None else self.labels.expand_term(t)
 
     def _mean(self, t: Tensor) -> Tensor:
-        return t if self.labels is None else self.labels.mean(self.labels.term(t))
+        return t if self.labels is None else self.labels.mean(self.labels.expand_term(t))
 
 
 @dataclass

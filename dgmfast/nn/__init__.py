@@ -2,11 +2,18 @@
 
 from dgmfast.nn.batch_norm import RowBatchNorm, frozen_statistics, normalises
 from dgmfast.nn.feature_maps import ConvDown, ConvUp, OverRows
-from dgmfast.nn.fused_decoder import MOST_LAYERS, decode, fused_layers
-from dgmfast.nn.heads import ConditionalCategorical, ConditionalGaussian, GaussianHead, GaussianMLP, log_softplus
+from dgmfast.nn.fused_decoder import MOST_LAYERS, decode, fused_layers, fused_modules
+from dgmfast.nn.heads import (
+    ConditionalCategorical,
+    ConditionalGaussian,
+    GaussianHead,
+    GaussianMLP,
+    log_softplus,
+    rename_parameters,
+)
 from dgmfast.nn.masked_conv import MaskedConv2d
 from dgmfast.nn.mlp import ACTIVATIONS, MLP, ConditionalMLP, LabelLinear, activate, glorot, lookup
-from dgmfast.nn.outputs import OUTPUTS, AnyOutput, BernoulliOutput, GaussianOutput
+from dgmfast.nn.outputs import OUTPUTS, BernoulliOutput, GaussianOutput, OutputDistribution
 from dgmfast.nn.pixel_output import PixelOutput
 from dgmfast.nn.pixel_sampling import CausalLayer, sample_pixels
 from dgmfast.nn.pixelcnn import PixelCNNDecoder, PixelCNNOutput, image_of
@@ -16,7 +23,6 @@ __all__ = [
     "MLP",
     "MOST_LAYERS",
     "OUTPUTS",
-    "AnyOutput",
     "BernoulliOutput",
     "CausalLayer",
     "ConditionalCategorical",
@@ -29,6 +35,7 @@ __all__ = [
     "GaussianOutput",
     "LabelLinear",
     "MaskedConv2d",
+    "OutputDistribution",
     "OverRows",
     "PixelCNNDecoder",
     "PixelCNNOutput",
@@ -38,10 +45,12 @@ __all__ = [
     "decode",
     "frozen_statistics",
     "fused_layers",
+    "fused_modules",
     "glorot",
     "image_of",
     "log_softplus",
     "lookup",
     "normalises",
+    "rename_parameters",
     "sample_pixels",
 ]

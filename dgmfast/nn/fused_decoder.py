@@ -11,28 +11,37 @@ from torch.nn import functional as F
 
 from dgmfast import ops
 from dgmfast.nn.mlp import MLP, _is_affine, activate
-from dgmfast.nn.outputs import AnyOutput, BernoulliOutput
+from dgmfast.nn.outputs import BernoulliOutput, OutputDistribution
 from dgmfast.nn.plain import is_plain
 
 MOST_LAYERS = 16  # of ops.mlp_bernoulli_log_prob
 
 
-def fused_layers(decoder: nn.Module, output: nn.Module, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
+def fused_layers(decoder: nn.Module, output: object, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
     """The weights and biases that `decode` hands to ops.mlp_bernoulli_log_prob, or None where it calls the modules.
 
     It does so on a CPU for an MLP and a BernoulliOutput that are exactly that, with all that they hold (`is_plain`); an MLP with
     batch normalisation must be in evaluation.
     """
-    if device.type != "cpu" or not is_plain(decoder, MLP) or not is_plain(output, BernoulliOutput):
+    if device.type != "cpu" or not isinstance(decoder, MLP) or not isinstance(output, BernoulliOutput):
         return None
-    assert isinstance(decoder, MLP) and isinstance(output, BernoulliOutput)
+    if not is_plain(decoder, MLP) or not is_plain(output, BernoulliOutput):
+        return None
     logits, layers = output.logits, decoder.folded()
     if layers is None or len(layers[0]) >= MOST_LAYERS or not _is_affine(logits):
         return None
     return [*layers[0], logits.weight], [*layers[1], logits.bias]
 
 
-def decode(decoder: nn.Module, output: AnyOutput, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
+def fused_modules(decoder: nn.Module, output: object, device: torch.device) -> list[nn.Module]:
+    """The modules whose work `decode` does by one op on a device, in evaluation: none, or those of both."""
+    if fused_layers(decoder, output, device) is None:
+        return []
+    assert isinstance(output, nn.Module)
+    return [*decoder.modules(), *output.modules()]
+
+
+def decode(decoder: nn.Module, output: OutputDistribution, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
     """h = decoder(z), or a function that makes it, and the output's log p(x|h) [B, k]: z [B, k, n] and x [B, 1, D].
 
     Under torch.no_grad a Bernoulli decoder is one op, where it can be (`fused_layers`), and h is made when it is asked for.

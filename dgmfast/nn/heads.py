@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,12 +34,24 @@ class GaussianHead(nn.Module):
     def __init__(self, n_in: int, n_out: int, head: str = "log_var", batch_norm: bool = False) -> None:
         super().__init__()
         self.mean: nn.Module = _normed_linear(n_in, n_out, batch_norm)
-        self.spread = _normed_linear(n_in, n_out, batch_norm)
+        self.scale = _normed_linear(n_in, n_out, batch_norm)
         self.head = head
         lookup("head", head, LOG_VAR_HEADS)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_parameters(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mean(h), LOG_VAR_HEADS[self.head](self.spread(h))
+        return self.mean(h), LOG_VAR_HEADS[self.head](self.scale(h))
+
+
+def rename_parameters(state_dict: dict[str, Any], prefix: str = "") -> None:
+    """Give the parameters of Gaussian heads in a state dict of an earlier version their present names, in place."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        renamed = prefix + re.sub(r"(^|\.)spread\.", r"\1scale.", name[len(prefix) :])
+        if renamed != name:
+            state_dict[renamed] = state_dict.pop(name)
 
 
 def _normed_linear(n_in: int, n_out: int, batch_norm: bool) -> nn.Module:

@@ -55,7 +55,7 @@ class MaskedConv2d(nn.Conv2d):
         padding = (size[0] // 2, size[1] // 2)
         super().__init__(in_channels, out_channels, size, padding=padding, bias=bias, device=device, dtype=dtype)
         self.mask, self.colors, self.unmasked_inputs = mask, colors, unmasked_inputs
-        self.hide()
+        self.apply_mask()
 
     def _taps(self) -> Tensor:
         """True where a weight is seen, and false where it is hidden."""
@@ -64,7 +64,7 @@ class MaskedConv2d(nn.Conv2d):
         return taps.to(self.weight.device, torch.bool)
 
     @torch.no_grad()
-    def hide(self) -> None:
+    def apply_mask(self) -> None:
         """Set the weights of hidden taps to zero."""
         self.weight.masked_fill_(~self._taps(), 0.0)
 
@@ -78,7 +78,7 @@ class MaskedConv2d(nn.Conv2d):
         if weight is None:  # It is made from other parameters, of which the op reads no hidden taps.
             return
         if not local_metadata.get("assign_to_params_buffers", False):
-            self.hide()
+            self.apply_mask()
         elif weight.is_meta or bool((weight.detach()[~self._taps()] != 0.0).any()):
             # The weight is the caller's tensor, which must not change.
             self.weight = nn.Parameter(weight.detach().masked_fill(~self._taps(), 0.0), weight.requires_grad)

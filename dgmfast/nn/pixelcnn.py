@@ -16,7 +16,7 @@ from dgmfast.nn.pixel_output import KINDS, PixelOutput
 from dgmfast.nn.pixel_sampling import CausalLayer, call_layers, sample_by_calls, sample_pixels
 from dgmfast.nn.plain import is_plain
 
-PIXEL_STREAM = 3000  # of the noise that draws pixels
+OUTPUT_STREAM = 3000  # The noise stream that draws x.
 
 
 def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, int]:
@@ -51,7 +51,7 @@ class PixelCNNDecoder(nn.Module):
     them (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
     """
 
-    support = (0.0, 1.0)
+    support: tuple[float, float] | None = (0.0, 1.0)
 
     def __init__(
         self,
@@ -120,6 +120,12 @@ class PixelCNNDecoder(nn.Module):
         x = c.new_zeros(math.prod(self.image)) if x is None else x
         return self.distribution.mean(self.parameters_of(c, x)).view(*c.shape[:-1], math.prod(self.image))
 
+    def sample(
+        self, h: Tensor, noise: Any, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """x ~ p(x|h), one for each row of h [n, 1, condition·H·W]: [n, 1, D]."""
+        return self.generate(h, noise, temperature=temperature, progress=progress)
+
     @torch.no_grad()
     def generate(
         self,
@@ -132,11 +138,11 @@ class PixelCNNDecoder(nn.Module):
     ) -> Tensor:
         """x ~ p(x|c), one for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
 
-        Pixel by pixel, by the cached sampler: sampling.sample_pixels has the arguments. For autoregressive pixels alone.
+        Pixel by pixel, by the cached sampler: `sample_pixels` has the arguments. For autoregressive pixels alone.
         Where this module or a part of it is not exactly what was made, the module is called for each pixel, which is slow.
         """
         n = c.shape[0]
-        uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), PIXEL_STREAM).view(n, *self.image)
+        uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), OUTPUT_STREAM).view(n, *self.image)
         maps = c.reshape(n, self.condition, *self.image[1:]) if self.condition else None
         draws = (self.distribution, uniforms, maps, observed, keep, temperature, progress)
         if changed := self._changed():
@@ -164,7 +170,7 @@ class PixelCNNDecoder(nn.Module):
         return next((name for name, conv in convs if not is_plain(conv, MaskedConv2d, "weight", "bias")), None)
 
     @torch.no_grad()
-    def start_at(self, mean: Tensor) -> None:
+    def init_mean(self, mean: Tensor) -> None:
         """Let untrained pixels have the mean of all of `mean` [D], by the last bias; those of a categorical stay as they are."""
         last: Any = self.tail[-1]
         bias: Tensor = last.bias

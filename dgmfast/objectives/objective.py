@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgmfast.errors import InputError
-from dgmfast.models import GenerativeModel, GumbelSoftmax, LabelSum, Noise, SparseSum, Terms
+from dgmfast.models import ExactSum, GenerativeModel, GumbelSoftmax, LabelEstimator, Noise, SparseSum, Terms
 from dgmfast.models.noise import Seed
 from dgmfast.models.terms import Encoding, Label
 from dgmfast.nn import frozen_statistics, normalises
@@ -113,9 +113,9 @@ class Objective:
             return 1.0
         return min(1.0, self.warmup_start + (1.0 - self.warmup_start) * epoch / self.warmup_epochs)
 
-    def labels(self) -> LabelSum:
+    def labels(self) -> LabelEstimator:
         """How an unlabelled row's label is summed over."""
-        return {"sparse": SparseSum(self.tau), "gumbel": GumbelSoftmax(self.temperature)}.get(self.label_sum, LabelSum())
+        return {"sparse": SparseSum(self.tau), "gumbel": GumbelSoftmax(self.temperature)}.get(self.label_sum, ExactSum())
 
     def loss(
         self,

@@ -38,7 +38,7 @@ def draw_run(
     else:
         rows_name = f"{SPLITS.get(split_name, split_name)} rows".strip()
         drawn = _draw_model(out, model, split, dataset, seed, rows_name)
-        if isinstance(model, LabelModel) and not model.without_labels and split.y is not None:
+        if isinstance(model, LabelModel) and not model.ignores_labels and split.y is not None:
             drawn += _draw_classes(out, model, split.x, split.y, dataset, recipe, seed, rows_name)
     return drawn + _draw_log(out, folder / METRICS, "" if recipe is None else recipe.name)
 
@@ -55,7 +55,7 @@ def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Datase
             drawn.append(completions(model, x, out / "completions.png", layout, **told))
         if isinstance(model, FAME) and model.autoregressive:
             drawn.append(masking_study(model, x, out / "masking_study.png", layout, **told))
-        if isinstance(model, LabelModel) and not model.without_labels:
+        if isinstance(model, LabelModel) and not model.ignores_labels:
             drawn.append(analogies(model, out / "analogies.png", layout, seed=seed))
         if isinstance(model, CaGeM) and model.latent[1] == 2:
             fixed = min(2, model.num_classes - 1)

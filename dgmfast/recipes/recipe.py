@@ -17,6 +17,7 @@ from dgmfast.objectives import Objective
 
 BURDA_STAGES = 8
 BURDA_EPOCHS = 3280  # Σ_{i<8} 3^i
+RENAMED = {"max_norm": "grad_clip_norm"}  # The settings that runs of earlier versions have under another name.
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Recipe:
     """A complete experiment: with the code's version and the machine it determines the trained parameters.
 
     model: the model's "name" and its settings (x_dim follows from the data, and num_classes where labels are used). data: a name
-    that `data.load` knows. max_norm: the gradient's largest Euclidean norm, to which a longer one is scaled down (0: any).
+    that `data.load` knows. grad_clip_norm: the gradient's largest Euclidean norm, to which a longer one is scaled down (0: any).
     labels: how many training rows have their label, as many of each class (data.labelled_rows); the others train without.
     labelled_batch: how many of the batch_size rows of a batch are labelled ones. start_from: a run folder whose parameters to
     begin with. start_at_mean: let the untrained p(x|z) have the training data's mean. binarize: draw new binary images from grey
@@ -72,7 +73,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Schedule = field(default_factory=Schedule)
-    max_norm: float = 0.0
+    grad_clip_norm: float = 0.0
     batch_size: int = 100
     epochs: int = 100
     seed: int = 0
@@ -103,8 +104,8 @@ class Recipe:
             raise InputError(f"labelled_batch must lie in 1..{self.batch_size - 1}, below batch_size; got {self.labelled_batch}")
         if not (0.0 < self.learning_rate < math.inf and 0.0 < self.eps < math.inf):
             raise InputError(f"learning_rate and eps must be positive; got {self.learning_rate} and {self.eps}")
-        if not self.max_norm >= 0.0:
-            raise InputError(f"max_norm must be at least 0; got {self.max_norm}")
+        if not self.grad_clip_norm >= 0.0:
+            raise InputError(f"grad_clip_norm must be at least 0; got {self.grad_clip_norm}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise InputError(f"betas must lie in [0, 1); got {list(self.betas)}")
 
@@ -118,11 +119,13 @@ class Recipe:
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`; what is missing takes its default.
+        """The inverse of `to_dict`, also of earlier versions; what is missing takes its default.
 
         Raises:
             InputError: an unknown setting, or one of the wrong type or out of range.
         """
+        if isinstance(settings, Mapping):
+            settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         recipe: Recipe = _typed(Recipe, settings, "")
         return recipe
 

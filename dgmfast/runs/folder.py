@@ -20,6 +20,7 @@ from dgmfast import _C, data, models
 from dgmfast.errors import InputError
 from dgmfast.files import make_folder, parse_json, write_atomically
 from dgmfast.models import GenerativeModel
+from dgmfast.nn import rename_parameters
 from dgmfast.recipes import Recipe
 
 CONFIG, STATE, EXPORT, METRICS, FIGURES = "config.json", "state.pt", "model.safetensors", "metrics.jsonl", "figures"
@@ -131,6 +132,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     _check_state(path, state)
     if state["digest"] != tensor_digest({name: value for name, value in state.items() if name not in ("format", "digest")}):
         raise InputError(f"{path}: expected a whole checkpoint; got a damaged file (bad digest of the tensors)")
+    rename_parameters(state["model"])
     return state
 
 
@@ -260,8 +262,9 @@ def _import(path: Path, model: GenerativeModel) -> int:
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: expected the parameters of this run's model; got {reason}") from error
-    check_tensors(path, tensors, model.state_dict())
     digest = tensor_digest({name: tensors[name] for name in sorted(tensors)})
+    rename_parameters(tensors)
+    check_tensors(path, tensors, model.state_dict())
     epoch = told.get("epoch", 0) if isinstance(told, dict) else told
     if not isinstance(told, dict) or type(epoch) is not int or not 0 <= epoch < 1 << 40:
         raise InputError(f"{path}: expected the number of epochs that were trained; got {epoch!r:.50}")
@@ -302,4 +305,4 @@ def initialise(model: GenerativeModel, recipe: Recipe, x: Tensor) -> None:
             raise InputError(f"start_from must be a run of the model {recipe.model}; got {source.recipe.model}")
         model.load_state_dict(source.model.state_dict())
     elif recipe.start_at_mean:
-        model.start_at(x.float().mean(0).cpu())
+        model.init_output_mean(x.float().mean(0).cpu())

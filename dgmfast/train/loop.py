@@ -305,7 +305,7 @@ class _Training:
             rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
             share = (end - begin) / len(batch)
             labelled = None
-            if self.labelled is not None and not self.model.without_labels:
+            if self.labelled is not None and not self.model.ignores_labels:
                 labelled = self.labelled.batch(self.step + step, self.group, len(batch))
             # the gradients are averaged over the processes
             counts = share * self.group.size, self.labelled.share(self.group) * self.group.size if self.labelled else 0.0
@@ -313,8 +313,8 @@ class _Training:
             loss, terms = self.loss(x[rows], None, beta, step_seed, begin, labelled, counts)
             self.optimizer.zero_grad()
             loss.backward()
-            if self.recipe.max_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
+            if self.recipe.grad_clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip_norm)
             self.optimizer.step()
             window += (loss.detach() / (counts[0] or 1.0), *terms.values())
             weights.append(share * len(batch))
@@ -356,7 +356,7 @@ class _Training:
         if not math.isfinite(bound):
             raise InputError(f"training stopped after epoch {self.epoch}: {self.bound_name} not finite; {INTACT}")
         record: dict[str, Any] = {self.bound_name: bound}
-        if isinstance(self.model, LabelModel) and self.bound_labels is not None and not self.model.without_labels:
+        if isinstance(self.model, LabelModel) and self.bound_labels is not None and not self.model.ignores_labels:
             y = self.bound_labels.to(self.bound_x.device)
             record[self.error_name] = classification_error(self.model, self.bound_x, y, 1, seed)
         units = kl_units(self.model, self.bound_x[:EVALUATION_ROWS], seed)
