@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "kernels/kernel.h"
+#include "kernels/mlp_bernoulli_log_prob.h"
 #include "ops/ops.h"
 #include "ops/pixelcnn_sampler.h"
 
@@ -110,6 +111,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });
   dgmfast::active_isa();  // a wrong DGMFAST_CPU is an error at import, not at the first op
+  m.attr("max_mlp_layers") = dgmfast::kMaxMlpLayers;
   m.attr("cuda_architectures") = DGMFAST_CUDA_ARCHITECTURES;
 #ifdef DGMFAST_CUDA_ON_HOST
   m.attr("cuda_on_host") = true;  // tests/op_cases.py: the CPU takes what a card takes

@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 // For the member functions of parameter structs: inlined everywhere, or the objects of the instruction sets would share a copy.
-#define DGMFAST_GEOMETRY __attribute__((always_inline)) constexpr
+#define DGMFAST_ALWAYS_INLINE __attribute__((always_inline)) constexpr
 
 namespace dgmfast {
 

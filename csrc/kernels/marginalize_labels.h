@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 
 namespace dgmfast {
 

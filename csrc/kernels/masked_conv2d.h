@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 
 namespace dgmfast {
 
@@ -12,25 +12,25 @@ struct MaskedTaps {
   int64_t unmasked, colors;
   bool self;
 
-  DGMFAST_GEOMETRY int64_t all() const { return rows * columns; }
-  DGMFAST_GEOMETRY int64_t before() const { return all() / 2; }  // their number, and the centre's index
-  DGMFAST_GEOMETRY int64_t masked() const { return inputs - unmasked; }
-  DGMFAST_GEOMETRY int64_t group_in() const { return masked() / colors; }
-  DGMFAST_GEOMETRY int64_t group_out() const { return outputs / colors; }
+  DGMFAST_ALWAYS_INLINE int64_t all() const { return rows * columns; }
+  DGMFAST_ALWAYS_INLINE int64_t before() const { return all() / 2; }  // their number, and the centre's index
+  DGMFAST_ALWAYS_INLINE int64_t masked() const { return inputs - unmasked; }
+  DGMFAST_ALWAYS_INLINE int64_t group_in() const { return masked() / colors; }
+  DGMFAST_ALWAYS_INLINE int64_t group_out() const { return outputs / colors; }
 
   // How many of the masked inputs, from the first, an output sees at the centre.
-  DGMFAST_GEOMETRY int64_t seen_at_centre(int64_t output) const { return (output / group_out() + self) * group_in(); }
-  DGMFAST_GEOMETRY bool allowed(int64_t output, int64_t input, int64_t tap) const {
+  DGMFAST_ALWAYS_INLINE int64_t seen_at_centre(int64_t output) const { return (output / group_out() + self) * group_in(); }
+  DGMFAST_ALWAYS_INLINE bool allowed(int64_t output, int64_t input, int64_t tap) const {
     return input < unmasked || tap < before() || (tap == before() && input - unmasked < seen_at_centre(output));
   }
 
   // A list of all (tap, input) of which every output sees the first so many: masked inputs before the centre, unmasked inputs
   // everywhere, masked inputs at the centre.
-  DGMFAST_GEOMETRY int64_t entries() const { return masked() * (before() + 1) + unmasked * all(); }
-  DGMFAST_GEOMETRY int64_t entries_of(int64_t output) const {
+  DGMFAST_ALWAYS_INLINE int64_t entries() const { return masked() * (before() + 1) + unmasked * all(); }
+  DGMFAST_ALWAYS_INLINE int64_t entries_of(int64_t output) const {
     return masked() * before() + unmasked * all() + seen_at_centre(output);
   }
-  DGMFAST_GEOMETRY int64_t entry(int64_t input, int64_t tap) const {
+  DGMFAST_ALWAYS_INLINE int64_t entry(int64_t input, int64_t tap) const {
     if (input < unmasked) return masked() * before() + input * all() + tap;
     if (tap < before()) return (input - unmasked) * before() + tap;
     return masked() * before() + unmasked * all() + input - unmasked;
@@ -38,8 +38,8 @@ struct MaskedTaps {
 
   // The same seen from an input, of whose gradient every output is a source: all outputs before the centre; at the centre from
   // the last output on; after it, for unmasked inputs.
-  DGMFAST_GEOMETRY int64_t sources() const { return outputs * (unmasked ? all() : before() + 1); }
-  DGMFAST_GEOMETRY int64_t sources_of(int64_t input) const {
+  DGMFAST_ALWAYS_INLINE int64_t sources() const { return outputs * (unmasked ? all() : before() + 1); }
+  DGMFAST_ALWAYS_INLINE int64_t sources_of(int64_t input) const {
     if (input < unmasked) return outputs * all();
     const int64_t first = (input - unmasked) / group_in() + !self;  // group of outputs that sees it at the centre
     return outputs * before() + (colors - first) * group_out();
@@ -56,7 +56,7 @@ constexpr int64_t kConvOutputs = 16;   // outputs whose partial sums they add up
 struct PaddedPlanes {
   int64_t above, below, pitch, lead, size;  // size: of a channel
 
-  DGMFAST_GEOMETRY PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
+  DGMFAST_ALWAYS_INLINE PaddedPlanes(const MaskedTaps& taps, bool transposed, int64_t rows, int64_t width)
       : above(!transposed || taps.unmasked ? taps.rows / 2 : 0),
         below(transposed || taps.unmasked ? taps.rows / 2 : 0),
         pitch(width + taps.columns / 2),
@@ -64,7 +64,7 @@ struct PaddedPlanes {
         size((lead + (rows + below) * pitch + taps.columns / 2 + kSlack + kAlign - 1) / kAlign * kAlign) {
     if (size / kAlign % 2 == 0) size += kAlign;  // an odd number of cache lines spreads the channels over all of its sets
   }
-  DGMFAST_GEOMETRY int64_t offset(const MaskedTaps& taps, bool transposed, int64_t tap) const {
+  DGMFAST_ALWAYS_INLINE int64_t offset(const MaskedTaps& taps, bool transposed, int64_t tap) const {
     const int64_t forward = (tap / taps.columns - taps.rows / 2) * pitch + tap % taps.columns - taps.columns / 2;
     return transposed ? -forward : forward;
   }
@@ -74,7 +74,7 @@ struct PaddedPlanes {
 };
 
 // Their bytes: offsets of the entries, then numbers on a cache line.
-DGMFAST_GEOMETRY int64_t scratch_bytes_of(DType dtype, int64_t entries, int64_t numbers) {
+DGMFAST_ALWAYS_INLINE int64_t scratch_bytes_of(DType dtype, int64_t entries, int64_t numbers) {
   return (entries + 7) / 8 * 8 * int64_t(sizeof(int64_t)) + numbers * (dtype == DType::f64 ? 8 : 4);
 }
 
@@ -96,18 +96,18 @@ struct MaskedConv2d {
   void* packed;   // [sources of the output][its channels]: the weights in the order of use, by masked_conv2d_pack
   void* scratch;  // scratch_bytes(), of the thread
 
-  DGMFAST_GEOMETRY int64_t band_rows() const { return (height + bands - 1) / bands; }
-  DGMFAST_GEOMETRY int64_t channels() const { return transposed ? taps.outputs : taps.inputs; }
-  DGMFAST_GEOMETRY int64_t out_channels() const { return transposed ? taps.inputs : taps.outputs; }
-  DGMFAST_GEOMETRY int64_t entries() const { return transposed ? taps.sources() : taps.entries(); }
-  DGMFAST_GEOMETRY int64_t entries_of(int64_t out_channel) const {
+  DGMFAST_ALWAYS_INLINE int64_t band_rows() const { return (height + bands - 1) / bands; }
+  DGMFAST_ALWAYS_INLINE int64_t channels() const { return transposed ? taps.outputs : taps.inputs; }
+  DGMFAST_ALWAYS_INLINE int64_t out_channels() const { return transposed ? taps.inputs : taps.outputs; }
+  DGMFAST_ALWAYS_INLINE int64_t entries() const { return transposed ? taps.sources() : taps.entries(); }
+  DGMFAST_ALWAYS_INLINE int64_t entries_of(int64_t out_channel) const {
     return transposed ? taps.sources_of(out_channel) : taps.entries_of(out_channel);
   }
   // A long list is worked through in portions for all channels, which begin where the last one left their sums.
-  DGMFAST_GEOMETRY int64_t portions() const { return (entries() + kConvEntries - 1) / kConvEntries; }
-  DGMFAST_GEOMETRY int64_t strip_rows() const { return portions() > 1 ? out_channels() : kConvBlock; }
-  DGMFAST_GEOMETRY PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
-  DGMFAST_GEOMETRY int64_t scratch_bytes() const {
+  DGMFAST_ALWAYS_INLINE int64_t portions() const { return (entries() + kConvEntries - 1) / kConvEntries; }
+  DGMFAST_ALWAYS_INLINE int64_t strip_rows() const { return portions() > 1 ? out_channels() : kConvBlock; }
+  DGMFAST_ALWAYS_INLINE PaddedPlanes planes() const { return {taps, transposed, band_rows(), width}; }
+  DGMFAST_ALWAYS_INLINE int64_t scratch_bytes() const {
     return scratch_bytes_of(dtype, entries(), channels() * planes().size + strip_rows() * chunk);
   }
 };
@@ -129,12 +129,12 @@ struct MaskedConv2dWeight {
   void* grad_bias;    // [O]
   void* scratch;      // CPU: scratch_bytes(), of the thread
 
-  DGMFAST_GEOMETRY int64_t part_outputs() const {  // of a part, in blocks
+  DGMFAST_ALWAYS_INLINE int64_t part_outputs() const {  // of a part, in blocks
     const int64_t blocks = (taps.outputs + kConvBlock - 1) / kConvBlock;
     return (blocks + parts - 1) / parts * kConvBlock;
   }
-  DGMFAST_GEOMETRY PaddedPlanes planes() const { return {taps, false, height, width}; }
-  DGMFAST_GEOMETRY int64_t scratch_bytes() const {
+  DGMFAST_ALWAYS_INLINE PaddedPlanes planes() const { return {taps, false, height, width}; }
+  DGMFAST_ALWAYS_INLINE int64_t scratch_bytes() const {
     return scratch_bytes_of(dtype, taps.entries(), (taps.inputs + part_outputs()) * planes().size);
   }
 };

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 
 namespace dgmfast {
 
@@ -28,13 +28,13 @@ struct MlpBernoulliLogProb {
   void* log_prob;  // [rows]
   void* scratch;   // scratch_bytes(), of the thread
 
-  DGMFAST_GEOMETRY int64_t dim() const { return layer[depth - 1].outputs; }
-  DGMFAST_GEOMETRY int64_t widest() const {  // of what goes into the layers
+  DGMFAST_ALWAYS_INLINE int64_t dim() const { return layer[depth - 1].outputs; }
+  DGMFAST_ALWAYS_INLINE int64_t widest() const {  // of what goes into the layers
     int64_t most = 0;
     for (int i = 0; i < depth; ++i) most = layer[i].inputs > most ? layer[i].inputs : most;
     return most;
   }
-  DGMFAST_GEOMETRY int64_t scratch_bytes() const { return kMlpTileBytes * (2 * widest() + kMlpSegment); }
+  DGMFAST_ALWAYS_INLINE int64_t scratch_bytes() const { return kMlpTileBytes * (2 * widest() + kMlpSegment); }
 };
 
 DGMFAST_KERNEL(mlp_bernoulli_log_prob, MlpBernoulliLogProb)

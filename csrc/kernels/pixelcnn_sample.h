@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 
 namespace dgmfast {
 
@@ -27,14 +27,14 @@ struct PixelLayer {
   int64_t ring = 0;   // what the convolution reads, [rows()][columns(width)][inputs]; relu is done, the padding is zero
   int64_t pixel = 0;  // h itself at the pixel, [inputs]
 
-  DGMFAST_GEOMETRY int64_t rows() const { return kernel_rows / 2 + 1; }
-  DGMFAST_GEOMETRY int64_t columns(int64_t width) const { return width + kernel_columns - 1; }
-  DGMFAST_GEOMETRY int64_t own_row(int64_t group) const {  // inputs of the pixel's own row
+  DGMFAST_ALWAYS_INLINE int64_t rows() const { return kernel_rows / 2 + 1; }
+  DGMFAST_ALWAYS_INLINE int64_t columns(int64_t width) const { return width + kernel_columns - 1; }
+  DGMFAST_ALWAYS_INLINE int64_t own_row(int64_t group) const {  // inputs of the pixel's own row
     return kernel_columns / 2 * inputs + (group + own_group) * (inputs / groups);
   }
-  DGMFAST_GEOMETRY int64_t depth(int64_t group) const { return kernel_rows / 2 * kernel_columns * inputs + own_row(group); }
-  DGMFAST_GEOMETRY int64_t panels(int64_t panel) const { return (outputs / groups + panel - 1) / panel; }
-  DGMFAST_GEOMETRY int64_t weight_offset(int64_t group, int64_t panel) const {
+  DGMFAST_ALWAYS_INLINE int64_t depth(int64_t group) const { return kernel_rows / 2 * kernel_columns * inputs + own_row(group); }
+  DGMFAST_ALWAYS_INLINE int64_t panels(int64_t panel) const { return (outputs / groups + panel - 1) / panel; }
+  DGMFAST_ALWAYS_INLINE int64_t weight_offset(int64_t group, int64_t panel) const {
     const int64_t depths = group * depth(0) + group * (group - 1) / 2 * (inputs / groups);
     return depths * panels(panel) * panel;
   }

@@ -8,7 +8,7 @@ namespace {
 
 // q (value - log q), also where q and log q are both shifted by a constant; an impossible label has no entropy.
 template <class T>
-DGMFAST_FN T label_term(T q, T log_q, T value) {
+DGMFAST_HOST_DEVICE T label_term(T q, T log_q, T value) {
   return q * (value - (q == T(0) ? T(0) : log_q));
 }
 
@@ -19,7 +19,7 @@ struct LabelGradients {
 
 // The derivatives of `total`, the sum of all labels' terms, by one label's logit and value.
 template <class T>
-DGMFAST_FN LabelGradients<T> label_gradients(T log_q, T value, T total) {
+DGMFAST_HOST_DEVICE LabelGradients<T> label_gradients(T log_q, T value, T total) {
   const T q = exp_nonpositive(log_q);
   return {label_term(q, log_q, value - total), q};
 }

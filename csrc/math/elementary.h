@@ -5,7 +5,7 @@
 // in float and double.
 #pragma once
 
-#include "math/port.h"
+#include "math/portability.h"
 
 namespace dgmfast {
 namespace {
@@ -29,12 +29,12 @@ struct ExpLimits<double> {
   static constexpr double ln2_high = 0.69314718036912382, ln2_low = 1.9082149292705877e-10;
 };
 
-DGMFAST_FN float exp_tail(float r) {  // (e^r - 1 - r) / r^2 for |r| <= log(2)/2
+DGMFAST_HOST_DEVICE float exp_tail(float r) {  // (e^r - 1 - r) / r^2 for |r| <= log(2)/2
   return 0.5f +
          r * (0.166665769896987757f + r * (0.0416665546172045742f + r * (0.00836317905272257737f + r * 0.00139261835877134945f)));
 }
 
-DGMFAST_FN double exp_tail(double r) {
+DGMFAST_HOST_DEVICE double exp_tail(double r) {
   return 0.500000000000000102 +
          r * (0.166666666666666675 +
               r * (0.0416666666666241279 +
@@ -48,7 +48,7 @@ DGMFAST_FN double exp_tail(double r) {
 
 // e^r of x = n log 2 + r, where the low bits of `shifted` hold n.
 template <class T>
-DGMFAST_FN T exp_of_rest(T x, T shifted) {
+DGMFAST_HOST_DEVICE T exp_of_rest(T x, T shifted) {
   using L = ExpLimits<T>;
   const T n = shifted - L::round;
   const T r = (x - n * L::ln2_high) - n * L::ln2_low;
@@ -58,7 +58,7 @@ DGMFAST_FN T exp_of_rest(T x, T shifted) {
 // Results below 2^-125 (2^-1021 in double) are flushed to 0. The only selects are the two clamps, written so that NaN passes:
 // a select of 0 or infinity by x itself makes GCC merge it with the clamps into a chain of masks, at twice the time.
 template <class T>
-DGMFAST_FN T exp(T x) {
+DGMFAST_HOST_DEVICE T exp(T x) {
 #ifdef __CUDA_ARCH__
   return ::exp(x);
 #else
@@ -76,7 +76,7 @@ DGMFAST_FN T exp(T x) {
 
 // e^x for x at most 0, give or take a rounding, with half the selects of `exp`; NaN stays NaN.
 template <class T>
-DGMFAST_FN T exp_nonpositive(T x) {
+DGMFAST_HOST_DEVICE T exp_nonpositive(T x) {
 #ifdef __CUDA_ARCH__
   return ::exp(x);
 #else
@@ -92,7 +92,7 @@ DGMFAST_FN T exp_nonpositive(T x) {
 
 // e^x - 1 for x at most 0, precise also near 0; NaN stays NaN.
 template <class T>
-DGMFAST_FN T expm1_nonpositive(T x) {
+DGMFAST_HOST_DEVICE T expm1_nonpositive(T x) {
 #ifdef __CUDA_ARCH__
   return ::expm1(x);
 #else
@@ -109,11 +109,11 @@ DGMFAST_FN T expm1_nonpositive(T x) {
 #endif
 }
 
-DGMFAST_FN float log_tail(float z) {  // (2 atanh(s) - 2s) / s^3 with z = s^2
+DGMFAST_HOST_DEVICE float log_tail(float z) {  // (2 atanh(s) - 2s) / s^3 with z = s^2
   return 0.666666850954384727f + z * (0.399887577153251724f + z * 0.295809859647592177f);
 }
 
-DGMFAST_FN double log_tail(double z) {
+DGMFAST_HOST_DEVICE double log_tail(double z) {
   return 0.666666666666666971 +
          z * (0.399999999998988904 +
               z * (0.285714286262538619 +
@@ -123,7 +123,7 @@ DGMFAST_FN double log_tail(double z) {
 
 // log(2^e (1 + f)) for f in [sqrt(1/2) - 1, sqrt(2) - 1]
 template <class T>
-DGMFAST_FN T log_from_parts(T e, T f) {
+DGMFAST_HOST_DEVICE T log_from_parts(T e, T f) {
   const T s = f / (T(2) + f);
   const T z = s * s;
   const T series = f - s * (f - z * log_tail(z));
@@ -132,7 +132,7 @@ DGMFAST_FN T log_from_parts(T e, T f) {
 
 // Splits a positive normal x into e and m = 1 + f in [sqrt(1/2), sqrt(2)), x = 2^e m.
 template <class T>
-DGMFAST_FN void split_exponent(T x, T& e, T& m) {
+DGMFAST_HOST_DEVICE void split_exponent(T x, T& e, T& m) {
   using Int = typename Bits<T>::Int;
   constexpr T sqrt_half = T(0.70710678118654752440);
   const Int offset = bits_as<Int>(x) - bits_as<Int>(sqrt_half);
@@ -143,7 +143,7 @@ DGMFAST_FN void split_exponent(T x, T& e, T& m) {
 }
 
 template <class T>
-DGMFAST_FN T log_positive(T x) {  // x positive, normal and finite
+DGMFAST_HOST_DEVICE T log_positive(T x) {  // x positive, normal and finite
 #ifdef __CUDA_ARCH__
   return ::log(x);
 #else
@@ -154,7 +154,7 @@ DGMFAST_FN T log_positive(T x) {  // x positive, normal and finite
 }
 
 template <class T>
-DGMFAST_FN T log1p_unit(T x) {  // log(1 + x) for x in [0, 1]; NaN stays NaN
+DGMFAST_HOST_DEVICE T log1p_unit(T x) {  // log(1 + x) for x in [0, 1]; NaN stays NaN
 #ifdef __CUDA_ARCH__
   return ::log1p(x);
 #else
@@ -165,7 +165,7 @@ DGMFAST_FN T log1p_unit(T x) {  // log(1 + x) for x in [0, 1]; NaN stays NaN
 }
 
 template <class T>
-DGMFAST_FN T log1p_nonnegative(T x) {  // log(1 + x) for x at least 0 and finite
+DGMFAST_HOST_DEVICE T log1p_nonnegative(T x) {  // log(1 + x) for x at least 0 and finite
 #ifdef __CUDA_ARCH__
   return ::log1p(x);
 #else
@@ -174,12 +174,12 @@ DGMFAST_FN T log1p_nonnegative(T x) {  // log(1 + x) for x at least 0 and finite
 #endif
 }
 
-DGMFAST_FN float tanh_tail(float z) {  // (tanh(a) - a) / a^3 with z = a^2, for a up to 0.625
+DGMFAST_HOST_DEVICE float tanh_tail(float z) {  // (tanh(a) - a) / a^3 with z = a^2, for a up to 0.625
   return -0.333333289441342546f + z * (0.133327697369763279f + z * (-0.0538509095785135808f +
                                                                     z * (0.0209971789990747506f + z * -0.00609671416590819757f)));
 }
 
-DGMFAST_FN double tanh_tail(double z) {
+DGMFAST_HOST_DEVICE double tanh_tail(double z) {
   return -0.333333333333333329 +
          z * (0.133333333333330416 +
               z * (-0.0539682539678969917 +
@@ -194,14 +194,14 @@ DGMFAST_FN double tanh_tail(double z) {
 }
 
 template <class T>
-DGMFAST_FN T tanh_nonnegative(T a) {  // tanh(a) for a at least 0; NaN stays NaN
+DGMFAST_HOST_DEVICE T tanh_nonnegative(T a) {  // tanh(a) for a at least 0; NaN stays NaN
   const T z = a * a, near = a + a * z * tanh_tail(z);
   const T e = exp_nonpositive(T(-2) * a), far = T(1) - T(2) * e / (T(1) + e);
   return a < T(0.625) ? near : far;
 }
 
 template <class T>
-DGMFAST_FN T sigmoid(T x) {
+DGMFAST_HOST_DEVICE T sigmoid(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 

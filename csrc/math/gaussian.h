@@ -10,13 +10,13 @@ constexpr double kLog2Pi = 1.83787706640934548356;
 
 // log_var_p - log_var_q + e^{log_var_q - log_var_p} + (mean_q - mean_p)^2 e^{-log_var_p} - 1: twice the KL divergence.
 template <class T>
-DGMFAST_FN T twice_kl(T mean_q, T log_var_q, T mean_p, T log_var_p) {
+DGMFAST_HOST_DEVICE T twice_kl(T mean_q, T log_var_q, T mean_p, T log_var_p) {
   const T difference = log_var_q - log_var_p, distance = mean_q - mean_p;
   return (exp(difference) - T(1) - difference) + distance * distance * exp(-log_var_p);
 }
 
 template <class T>
-DGMFAST_FN T twice_kl_standard(T mean_q, T log_var_q) {  // p = N(0, 1)
+DGMFAST_HOST_DEVICE T twice_kl_standard(T mean_q, T log_var_q) {  // p = N(0, 1)
   return (exp(log_var_q) - T(1) - log_var_q) + mean_q * mean_q;
 }
 
@@ -26,7 +26,7 @@ struct KlGradients {
 };
 
 template <class T>
-DGMFAST_FN KlGradients<T> kl_gradients(T mean_q, T log_var_q, T mean_p, T log_var_p) {
+DGMFAST_HOST_DEVICE KlGradients<T> kl_gradients(T mean_q, T log_var_q, T mean_p, T log_var_p) {
   const T precision = exp(-log_var_p), distance = mean_q - mean_p;
   const T ratio = exp(log_var_q - log_var_p) - T(1);
   const T pull = distance * precision;
@@ -35,7 +35,7 @@ DGMFAST_FN KlGradients<T> kl_gradients(T mean_q, T log_var_q, T mean_p, T log_va
 
 // log_var + (x - mean)^2 e^{-log_var}: minus twice the log-density, without its log 2 pi.
 template <class T>
-DGMFAST_FN T deviance(T x, T mean, T log_var) {
+DGMFAST_HOST_DEVICE T deviance(T x, T mean, T log_var) {
   const T distance = x - mean;
   return log_var + distance * distance * exp(-log_var);
 }
@@ -46,7 +46,7 @@ struct LogProbGradients {
 };
 
 template <class T>
-DGMFAST_FN LogProbGradients<T> log_prob_gradients(T x, T mean, T log_var) {
+DGMFAST_HOST_DEVICE LogProbGradients<T> log_prob_gradients(T x, T mean, T log_var) {
   const T distance = x - mean;
   const T pull = distance * exp(-log_var);
   return {-pull, pull, T(0.5) * (distance * pull - T(1))};
@@ -65,7 +65,7 @@ struct PrecisionShares {
 };
 
 template <class T>
-DGMFAST_FN PrecisionShares<T> precision_shares(T log_var_q, T log_var_p) {
+DGMFAST_HOST_DEVICE PrecisionShares<T> precision_shares(T log_var_q, T log_var_p) {
   const T difference = log_var_p - log_var_q;
   const T odds = exp_nonpositive(-magnitude(difference));
   const T larger = T(1) / (T(1) + odds), smaller = odds * larger;
@@ -73,7 +73,7 @@ DGMFAST_FN PrecisionShares<T> precision_shares(T log_var_q, T log_var_p) {
 }
 
 template <class T>
-DGMFAST_FN Merged<T> merge(T mean_q, T log_var_q, T mean_p, T log_var_p) {
+DGMFAST_HOST_DEVICE Merged<T> merge(T mean_q, T log_var_q, T mean_p, T log_var_p) {
   const PrecisionShares<T> share = precision_shares(log_var_q, log_var_p);
   // of two equal variances the odds are 1, but NaN where both are infinite
   const T gain = log_var_q == log_var_p ? T(kLn2) : log1p_unit(share.odds);
@@ -81,7 +81,7 @@ DGMFAST_FN Merged<T> merge(T mean_q, T log_var_q, T mean_p, T log_var_p) {
 }
 
 template <class T>
-DGMFAST_FN KlGradients<T> merge_gradients(T mean_q, T log_var_q, T mean_p, T log_var_p, T grad_mean, T grad_log_var) {
+DGMFAST_HOST_DEVICE KlGradients<T> merge_gradients(T mean_q, T log_var_q, T mean_p, T log_var_p, T grad_mean, T grad_log_var) {
   const PrecisionShares<T> share = precision_shares(log_var_q, log_var_p);
   const T slope = grad_mean * (mean_q - mean_p) * share.q * share.p;
   return {grad_mean * share.q, grad_log_var * share.q - slope, grad_mean * share.p, grad_log_var * share.p + slope};

@@ -8,7 +8,7 @@ namespace {
 
 // e^{a - top} for a <= top; 1 where both are the same infinity.
 template <class T>
-DGMFAST_FN T relative_weight(T a, T top) {
+DGMFAST_HOST_DEVICE T relative_weight(T a, T top) {
   return a == top ? T(1) : exp_nonpositive(a - top);
 }
 
@@ -17,9 +17,9 @@ template <class T>
 struct LogSum {
   T top = -infinity<T>(), sum = T(0);
 
-  DGMFAST_FN void add(T log_w) { merge({log_w, log_w == -infinity<T>() ? T(0) : T(1)}); }
+  DGMFAST_HOST_DEVICE void add(T log_w) { merge({log_w, log_w == -infinity<T>() ? T(0) : T(1)}); }
 
-  DGMFAST_FN void merge(LogSum other) {
+  DGMFAST_HOST_DEVICE void merge(LogSum other) {
     const T larger = other.top > top ? other.top : top;  // NaN never wins, but poisons the sum below
     sum = sum * relative_weight(top, larger) + other.sum * relative_weight(other.top, larger);
     top = larger;
@@ -30,7 +30,7 @@ struct LogSum {
 struct WeightState {
   double top = -infinity<double>(), sum = 0, sum_squares = 0, sum_logs = 0, count = 0;
 
-  DGMFAST_FN void merge(const WeightState& other) {
+  DGMFAST_HOST_DEVICE void merge(const WeightState& other) {
     const double larger = other.top > top ? other.top : top;
     const double mine = relative_weight(top, larger), theirs = relative_weight(other.top, larger);
     sum = sum * mine + other.sum * theirs;
@@ -40,15 +40,15 @@ struct WeightState {
     top = larger;
   }
 
-  DGMFAST_FN void add(double log_w) {
+  DGMFAST_HOST_DEVICE void add(double log_w) {
     merge({log_w, log_w == -infinity<double>() ? 0.0 : 1.0, log_w == -infinity<double>() ? 0.0 : 1.0, log_w, 1.0});
   }
 };
 
 constexpr int kStateSize = 5;  // a state in memory: top, sum, sum of squares, sum of logs, count
 
-DGMFAST_FN WeightState read_state(const double* p) { return {p[0], p[1], p[2], p[3], p[4]}; }
-DGMFAST_FN void write_state(double* p, const WeightState& s) {
+DGMFAST_HOST_DEVICE WeightState read_state(const double* p) { return {p[0], p[1], p[2], p[3], p[4]}; }
+DGMFAST_HOST_DEVICE void write_state(double* p, const WeightState& s) {
   p[0] = s.top;
   p[1] = s.sum;
   p[2] = s.sum_squares;

@@ -17,9 +17,9 @@ struct PhiloxWords {
   uint32_t a, b, c, d;
 };
 
-DGMFAST_FN uint32_t high_product(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }
+DGMFAST_HOST_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }
 
-DGMFAST_FN PhiloxWords philox(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
+DGMFAST_HOST_DEVICE PhiloxWords philox(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
   DGMFAST_UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint32_t high_a = high_product(0xD2511F53u, counter.a), low_a = 0xD2511F53u * counter.a;
@@ -33,14 +33,14 @@ DGMFAST_FN PhiloxWords philox(PhiloxWords counter, uint32_t key_low, uint32_t ke
 
 // The word as an integer of T's width: AVX2 converts only same-width integers.
 template <class T>
-DGMFAST_FN T signed_word(uint32_t word) {
+DGMFAST_HOST_DEVICE T signed_word(uint32_t word) {
   return T(int32_t(word));
 }
 
 // sqrt(-2 log u). The top bit says which half of (0, 1) u lies in, the other 31 bits its distance v from that end, so that
 // both ends keep full relative precision: the largest normal is 6.8, and float and double draws agree to rounding.
 template <class T>
-DGMFAST_FN T radius(uint32_t word) {
+DGMFAST_HOST_DEVICE T radius(uint32_t word) {
   const T v = (signed_word<T>(word & 0x7FFFFFFFu) + T(0.5)) * T(2.3283064365386962890625e-10);  // 2^-32
   const bool upper = int32_t(word) >= 0;
   T e, m;
@@ -49,19 +49,19 @@ DGMFAST_FN T radius(uint32_t word) {
   return square_root(T(-2) * log_from_parts(e, f));
 }
 
-DGMFAST_FN float sin_tail(float z) {  // (sin x - x) / x^3 with z = x^2, |x| <= pi/4
+DGMFAST_HOST_DEVICE float sin_tail(float z) {  // (sin x - x) / x^3 with z = x^2, |x| <= pi/4
   return -0.166666646617146497f + z * (0.00833274815408187481f - z * 0.000195878657016925523f);
 }
-DGMFAST_FN float cos_tail(float z) {  // (cos x - 1 + x^2/2) / x^4
+DGMFAST_HOST_DEVICE float cos_tail(float z) {  // (cos x - 1 + x^2/2) / x^4
   return 0.0416666646589013549f + z * (-0.00138883029191104704f + z * 0.0000245479168532810236f);
 }
-DGMFAST_FN double sin_tail(double z) {
+DGMFAST_HOST_DEVICE double sin_tail(double z) {
   return -0.166666666666666646 +
          z * (0.00833333333333094729 +
               z * (-0.000198412698367567725 +
                    z * (2.75573161016178506e-6 + z * (-2.50511316502313178e-8 + z * 1.59181152630382453e-10))));
 }
-DGMFAST_FN double cos_tail(double z) {
+DGMFAST_HOST_DEVICE double cos_tail(double z) {
   return 0.0416666666666666654 +
          z * (-0.00138888888888873965 +
               z * (0.0000248015872987645607 +
@@ -70,7 +70,7 @@ DGMFAST_FN double cos_tail(double z) {
 
 // cos and sin of 2 pi word / 2^32; the reduction to an eighth of a turn is exact, in integers.
 template <class T>
-DGMFAST_FN void turn(uint32_t word, T& cosine, T& sine) {
+DGMFAST_HOST_DEVICE void turn(uint32_t word, T& cosine, T& sine) {
   const uint32_t quadrant = (word + 0x20000000u) >> 30;
   const T x = signed_word<T>(word - (quadrant << 30)) * T(1.46291807926715968e-9);  // 2 pi / 2^32
   const T z = x * x;
@@ -89,7 +89,7 @@ struct Normals {
 };
 
 template <class T>
-DGMFAST_FN Normals<T> normals(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
+DGMFAST_HOST_DEVICE Normals<T> normals(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
   const PhiloxWords words = philox(counter, key_low, key_high);
   const T first = radius<T>(words.a), second = radius<T>(words.c);
   Normals<T> n;

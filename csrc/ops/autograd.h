@@ -8,37 +8,48 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <string>
 #include <vector>
 
-#include "ops/rows.h"
+#include "ops/checks.h"
 
-// Registers an op's `forward`, `backward`, `forward_meta`, `backward_meta` and `autograd`, found in the enclosing scope,
-// with its struct `Op`, for every dispatch key.
-#define DGMFAST_REGISTER(op)                                                                               \
-  TORCH_LIBRARY_IMPL(dgmfast, CPU, m) {                                                                    \
-    m.impl(#op, &forward);                                                                                 \
-    m.impl(#op "_backward", &backward);                                                                    \
-  }                                                                                                        \
-  TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) {                                                                   \
-    m.impl(#op, &forward);                                                                                 \
-    m.impl(#op "_backward", &backward);                                                                    \
-  }                                                                                                        \
-  TORCH_LIBRARY_IMPL(dgmfast, Meta, m) {                                                                   \
-    m.impl(#op, &forward_meta);                                                                            \
-    m.impl(#op "_backward", &backward_meta);                                                               \
-  }                                                                                                        \
-  TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) {                                                               \
-    m.impl(#op, &autograd);                                                                                \
-    m.impl(#op "_backward", &BackwardAutograd<Op, Op::Backward>::call);                                    \
-  }                                                                                                        \
-  TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(#op, &Autocast<Op, at::kCPU, Op::Forward>::call); } \
-  TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(#op, &Autocast<Op, at::kCUDA, Op::Forward>::call); }
+// Registers an op, given as a struct `Op` (see forward_of), for every dispatch key by its functions.
+#define DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, autograd)                             \
+  TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { register_pair<Op>(m, &forward, &backward); }                               \
+  TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { register_pair<Op>(m, &forward, &backward); }                              \
+  TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { register_pair<Op>(m, &forward_meta, &backward_meta); }                    \
+  TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { register_pair<Op>(m, &autograd::call, &BackwardAutograd<Op>::call); } \
+  TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU>::call); }                 \
+  TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA>::call); }
 
 namespace dgmfast {
 
 template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+c10::TypedOperatorHandle<Signature> find_op(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("dgmfast::" + name).c_str(), "").typed<Signature>();
+}
+
+// The typed handles of an op. A struct `Op` has its `name`, the signatures `Forward` and `Backward` (those of its schema), and
+// `Wanted`, std::array<bool, N>, where the backward pass is told which of the first N arguments want a gradient.
+template <class Op>
+const c10::TypedOperatorHandle<typename Op::Forward>& forward_of() {
+  static const auto op = find_op<typename Op::Forward>(Op::name);
+  return op;
+}
+template <class Op>
+std::string backward_name() {
+  return std::string(Op::name) + "_backward";
+}
+template <class Op>
+const c10::TypedOperatorHandle<typename Op::Backward>& backward_of() {
+  static const auto op = find_op<typename Op::Backward>(backward_name<Op>());
+  return op;
+}
+template <class Op, class Forward, class Backward>
+void register_pair(torch::Library& m, Forward forward, Backward backward) {
+  m.impl(Op::name, forward);
+  m.impl(backward_name<Op>().c_str(), backward);
 }
 
 namespace detail {
@@ -87,15 +98,124 @@ torch::autograd::variable_list gradient_list(const Grads& grads, const std::arra
   return list;
 }
 
+namespace detail {
+// How an argument of an op is kept for its backward pass: a tensor as a saved variable, anything else as an IValue.
+class Keeper {
+ public:
+  explicit Keeper(torch::autograd::AutogradContext* ctx) : ctx_(ctx) {}
+  void keep(const Tensor& t) { tensors_.push_back(t); }
+  void keep(const OptionalTensor& t) { tensors_.push_back(pointer(t) ? *t : Tensor()); }
+  template <class T>
+  void keep(const T& value) {
+    ctx_->saved_data[std::to_string(others_++)] = value;
+  }
+  void done() { ctx_->save_for_backward(std::move(tensors_)); }
+
+ private:
+  torch::autograd::AutogradContext* ctx_;
+  torch::autograd::variable_list tensors_;
+  size_t others_ = 0;
+};
+
+// Gives back what a Keeper kept, in the same order.
+class Kept {
+ public:
+  explicit Kept(torch::autograd::AutogradContext* ctx) : ctx_(ctx), tensors_(ctx->get_saved_variables()) {}
+  const torch::autograd::variable_list& tensors() const { return tensors_; }
+  template <class T>
+  T next() {
+    if constexpr (std::is_same_v<T, Tensor>) {
+      return tensors_[tensor_++];
+    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
+      return optional(tensors_[tensor_++]);
+    } else if constexpr (std::is_same_v<T, c10::SymInt>) {
+      return ctx_->saved_data[std::to_string(other_++)].toSymInt();
+    } else {
+      return ctx_->saved_data[std::to_string(other_++)].template to<T>();
+    }
+  }
+
+ private:
+  torch::autograd::AutogradContext* ctx_;
+  torch::autograd::variable_list tensors_;
+  size_t tensor_ = 0, other_ = 0;
+};
+}  // namespace detail
+
+// The Function of an op whose backward takes the gradients of its outputs, then all that the forward took, then `Wanted`; the
+// arguments that have gradients, tensors, come first.
+template <class Op, class Signature = typename Op::Forward>
+struct KeepArguments;
+template <class Op, class Return, class... Args>
+struct KeepArguments<Op, Return(Args...)> : torch::autograd::Function<KeepArguments<Op, Return(Args...)>> {
+  static auto forward(torch::autograd::AutogradContext* ctx, const std::decay_t<Args>&... args) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    detail::Keeper keeper(ctx);
+    (keeper.keep(args), ...);
+    keeper.done();
+    if constexpr (std::is_same_v<Return, Tensor>) {
+      return forward_of<Op>().call(args...);
+    } else {
+      return std::apply([](const auto&... t) { return torch::autograd::variable_list{t...}; }, forward_of<Op>().call(args...));
+    }
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    detail::Kept kept(ctx);
+    const std::tuple<std::decay_t<Args>...> args{kept.next<std::decay_t<Args>>()...};  // in order, because of the braces
+    constexpr size_t outputs = [] {
+      if constexpr (std::is_same_v<Return, Tensor>) {
+        return size_t(1);
+      } else {
+        return std::tuple_size_v<Return>;
+      }
+    }();
+    const auto call = [&]<size_t... I>(std::index_sequence<I...>, const auto&... wanted) {
+      return std::apply([&](const auto&... a) { return backward_of<Op>().call(grads[I]..., a..., wanted...); }, args);
+    };
+    const auto of_outputs = std::make_index_sequence<outputs>();
+    if constexpr (requires { typename Op::Wanted; }) {
+      constexpr size_t n = std::tuple_size_v<typename Op::Wanted>;
+      std::array<bool, n> present;
+      for (size_t i = 0; i < n; ++i) present[i] = kept.tensors()[i].defined();
+      const auto wanted = wanted_gradients<n>(ctx, present);
+      return gradient_list(call(of_outputs, wanted), wanted, sizeof...(Args) - n);
+    } else {
+      return gradient_list(call(of_outputs), std::array<bool, 1>{true}, sizeof...(Args) - 1);
+    }
+  }
+};
+
+// The Autograd kernel of an op: a node of `Function` where one is needed, else the op below autograd.
+template <class Op, class Function = KeepArguments<Op>, class Signature = typename Op::Forward>
+struct ForwardAutograd;
+template <class Op, class Function, class Return, class... Args>
+struct ForwardAutograd<Op, Function, Return(Args...)> {
+  static Return call(Args... args) {
+    if (!needs_graph(args...)) {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      return forward_of<Op>().call(args...);
+    }
+    const auto outputs = Function::apply(args...);
+    if constexpr (std::is_same_v<Return, Tensor>) {
+      return outputs;
+    } else {
+      return [&]<size_t... I>(std::index_sequence<I...>) {
+        return Return(outputs[I]...);
+      }(std::make_index_sequence<std::tuple_size_v<Return>>());
+    }
+  }
+};
+
 // The Autograd kernel of a backward op: computes below autograd, and leaves a node whose own backward raises.
-// `Op` has `name` and `backward()`, the typed handle.
 template <class Op>
 struct NoSecondDerivative : torch::autograd::Function<NoSecondDerivative<Op>> {
   template <class... Args>
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext*, const Args&... args) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     torch::autograd::variable_list list;
-    std::apply([&](auto&&... g) { (list.push_back(std::move(g)), ...); }, Op::backward().call(args...));
+    std::apply([&](auto&&... g) { (list.push_back(std::move(g)), ...); }, backward_of<Op>().call(args...));
     return list;
   }
 
@@ -110,7 +230,7 @@ template <class Op, class Return, class... Args>
 Return backward_without_graph(Args... args) {
   if (!needs_graph(args...)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return Op::backward().call(args...);
+    return backward_of<Op>().call(args...);
   }
   const torch::autograd::variable_list list = NoSecondDerivative<Op>::apply(args...);
   return [&]<size_t... I>(std::index_sequence<I...>) {
@@ -119,7 +239,7 @@ Return backward_without_graph(Args... args) {
 }
 
 // Registers `backward_without_graph` under the op's own signature.
-template <class Op, class Signature>
+template <class Op, class Signature = typename Op::Backward>
 struct BackwardAutograd;
 template <class Op, class Return, class... Args>
 struct BackwardAutograd<Op, Return(Args...)> {
@@ -156,7 +276,7 @@ inline c10::DispatchKeySet autocast_keys() {
   return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
 }
 
-template <class Op, at::DeviceType device, class Signature>
+template <class Op, at::DeviceType device, class Signature = typename Op::Forward>
 struct Autocast;
 template <class Op, at::DeviceType device, class Return, class... Args>
 struct Autocast<Op, device, Return(Args...)> {
@@ -170,7 +290,7 @@ struct Autocast<Op, device, Return(Args...)> {
   }
   static Return call(Args... args) {
     const c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-    return Op::forward().call(cast(args)...);
+    return forward_of<Op>().call(cast(args)...);
   }
 };
 

@@ -3,28 +3,21 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
 namespace {
 
 using Gradients = std::tuple<Tensor, Tensor>;
-using Wanted = std::array<bool, 2>;
 
 struct Op {
   static constexpr const char* name = "bernoulli_log_prob";
+  using Wanted = std::array<bool, 2>;
   using Forward = Tensor(const Tensor&, const Tensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::bernoulli_log_prob");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::bernoulli_log_prob_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 template <class Int>
 Shape<Int> check(const Tensor& logits, const Tensor& x) {
@@ -64,31 +57,10 @@ Gradients backward_meta(const Tensor& grad, const Tensor& logits, const Tensor& 
   return std::tuple_cat(meta_gradients<2>(Op::name, {&logits, &x}, wanted));
 }
 
-struct BernoulliLogProbFunction : torch::autograd::Function<BernoulliLogProbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& logits, const Tensor& x) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({logits, x});
-    return Op::forward().call(logits, x);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const Wanted wanted = wanted_gradients<2>(ctx, {true, true});
-    return gradient_list(Op::backward().call(grad[0], saved[0], saved[1], wanted), wanted);
-  }
-};
-
-Tensor autograd(const Tensor& logits, const Tensor& x) {
-  if (needs_graph(logits, x)) return BernoulliLogProbFunction::apply(logits, x);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(logits, x);
-}
-
 }  // namespace
 
-Tensor bernoulli_log_prob(const Tensor& logits, const Tensor& x) { return Op::forward().call(logits, x); }
+Tensor bernoulli_log_prob(const Tensor& logits, const Tensor& x) { return forward_of<Op>().call(logits, x); }
 
-DGMFAST_REGISTER(bernoulli_log_prob)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

@@ -3,28 +3,21 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
 namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 4>;
 
 struct Op {
   static constexpr const char* name = "gaussian_kl";
+  using Wanted = std::array<bool, 4>;
   using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::gaussian_kl");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::gaussian_kl_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 template <class Int>
 Shape<Int> check(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
@@ -75,35 +68,12 @@ Gradients backward_meta(const Tensor& grad, const Tensor& mean_q, const Tensor& 
   return std::tuple_cat(meta_gradients<4>(Op::name, {&mean_q, &log_var_q, pointer(mean_p), pointer(log_var_p)}, wanted));
 }
 
-struct GaussianKlFunction : torch::autograd::Function<GaussianKlFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& mean_q, const Tensor& log_var_q,
-                        const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mean_q, log_var_q, mean_p.value_or(Tensor()), log_var_p.value_or(Tensor())});
-    return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const Wanted wanted = wanted_gradients<4>(ctx, {true, true, saved[2].defined(), saved[3].defined()});
-    return gradient_list(Op::backward().call(grad[0], saved[0], saved[1], optional(saved[2]), optional(saved[3]), wanted),
-                         wanted);
-  }
-};
-
-Tensor autograd(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
-  if (needs_graph(mean_q, log_var_q, mean_p, log_var_p)) return GaussianKlFunction::apply(mean_q, log_var_q, mean_p, log_var_p);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
-}
-
 }  // namespace
 
 Tensor gaussian_kl(const Tensor& mean_q, const Tensor& log_var_q, const OptionalTensor& mean_p, const OptionalTensor& log_var_p) {
-  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
+  return forward_of<Op>().call(mean_q, log_var_q, mean_p, log_var_p);
 }
 
-DGMFAST_REGISTER(gaussian_kl)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

@@ -3,28 +3,21 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
 namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 3>;
 
 struct Op {
   static constexpr const char* name = "gaussian_log_prob";
+  using Wanted = std::array<bool, 3>;
   using Forward = Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::gaussian_log_prob");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::gaussian_log_prob_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 template <class Int>
 Shape<Int> check(const Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_var) {
@@ -68,34 +61,12 @@ Gradients backward_meta(const Tensor& grad, const Tensor& x, const OptionalTenso
   return std::tuple_cat(meta_gradients<3>(Op::name, {&x, pointer(mean), pointer(log_var)}, wanted));
 }
 
-struct GaussianLogProbFunction : torch::autograd::Function<GaussianLogProbFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const OptionalTensor& mean,
-                        const OptionalTensor& log_var) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x, mean.value_or(Tensor()), log_var.value_or(Tensor())});
-    return Op::forward().call(x, mean, log_var);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const Wanted wanted = wanted_gradients<3>(ctx, {true, saved[1].defined(), saved[2].defined()});
-    return gradient_list(Op::backward().call(grad[0], saved[0], optional(saved[1]), optional(saved[2]), wanted), wanted);
-  }
-};
-
-Tensor autograd(const Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_var) {
-  if (needs_graph(x, mean, log_var)) return GaussianLogProbFunction::apply(x, mean, log_var);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(x, mean, log_var);
-}
-
 }  // namespace
 
 Tensor gaussian_log_prob(const Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_var) {
-  return Op::forward().call(x, mean, log_var);
+  return forward_of<Op>().call(x, mean, log_var);
 }
 
-DGMFAST_REGISTER(gaussian_log_prob)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -10,22 +11,14 @@ namespace {
 
 using Pair = std::tuple<Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 4>;
 
 struct Op {
   static constexpr const char* name = "gaussian_merge";
+  using Wanted = std::array<bool, 4>;
   using Forward = Pair(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::gaussian_merge");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::gaussian_merge_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 template <class Int>
 Shape<Int> check(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& mean_p, const Tensor& log_var_p) {
@@ -85,38 +78,12 @@ Gradients backward_meta(const Tensor& grad_mean, const Tensor& grad_log_var, con
   return std::tuple_cat(meta_gradients<4>(Op::name, {&mean_q, &log_var_q, &mean_p, &log_var_p}, wanted));
 }
 
-struct GaussianMergeFunction : torch::autograd::Function<GaussianMergeFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& mean_q,
-                                                const Tensor& log_var_q, const Tensor& mean_p, const Tensor& log_var_p) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mean_q, log_var_q, mean_p, log_var_p});
-    const auto [mean, log_var] = Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
-    return {mean, log_var};
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const Wanted wanted = wanted_gradients<4>(ctx, {true, true, true, true});
-    return gradient_list(Op::backward().call(grad[0], grad[1], saved[0], saved[1], saved[2], saved[3], wanted), wanted);
-  }
-};
-
-Pair autograd(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& mean_p, const Tensor& log_var_p) {
-  if (needs_graph(mean_q, log_var_q, mean_p, log_var_p)) {
-    const auto merged = GaussianMergeFunction::apply(mean_q, log_var_q, mean_p, log_var_p);
-    return {merged[0], merged[1]};
-  }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
-}
-
 }  // namespace
 
 Pair gaussian_merge(const Tensor& mean_q, const Tensor& log_var_q, const Tensor& mean_p, const Tensor& log_var_p) {
-  return Op::forward().call(mean_q, log_var_q, mean_p, log_var_p);
+  return forward_of<Op>().call(mean_q, log_var_q, mean_p, log_var_p);
 }
 
-DGMFAST_REGISTER(gaussian_merge)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -10,23 +11,15 @@ namespace {
 
 using Int = c10::SymInt;
 using Pair = std::tuple<Tensor, Tensor>;
-using Wanted = std::array<bool, 2>;
 
 struct Op {
   static constexpr const char* name = "gaussian_sample";
+  using Wanted = std::array<bool, 2>;
   using Forward = Pair(const Tensor&, const Tensor&, Int, Int, const OptionalTensor&, Int, Int, Int);
   using Backward = Pair(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Int, Int, const OptionalTensor&, Int, Int,
                         Int, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::gaussian_sample");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::gaussian_sample_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 void check_word(const char* name, const Int& first, const Int& count) {
   // what is symbolic in a traced program is checked when it runs: a guard here would bound the sizes that it accepts
@@ -135,51 +128,13 @@ Pair backward_meta(const Tensor& grad_z, const Tensor& grad_log_q, const Tensor&
   return std::tuple_cat(meta_gradients<2>(Op::name, {&mean, &log_var}, wanted));
 }
 
-struct GaussianSampleFunction : torch::autograd::Function<GaussianSampleFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& mean, const Tensor& log_var,
-                                                const Int& k, const Int& seed, const OptionalTensor& seed_tensor,
-                                                const Int& stream, const Int& first_row, const Int& first_sample) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({mean, log_var, seed_tensor.value_or(Tensor())});
-    ctx->saved_data["k"] = k;
-    ctx->saved_data["seed"] = seed;
-    ctx->saved_data["stream"] = stream;
-    ctx->saved_data["first_row"] = first_row;
-    ctx->saved_data["first_sample"] = first_sample;
-    const auto [z, log_q] = Op::forward().call(mean, log_var, k, seed, seed_tensor, stream, first_row, first_sample);
-    return {z, log_q};
-  }
-
-  // The noise is drawn again from its key instead of being stored.
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const auto integer = [&](const char* name) { return ctx->saved_data[name].toSymInt(); };
-    const Wanted wanted = wanted_gradients<2>(ctx, {true, true});
-    return gradient_list(
-        Op::backward().call(grad[0], grad[1], saved[0], saved[1], integer("k"), integer("seed"), optional(saved[2]),
-                            integer("stream"), integer("first_row"), integer("first_sample"), wanted),
-        wanted, /*others=*/6);
-  }
-};
-
-Pair autograd(const Tensor& mean, const Tensor& log_var, Int k, Int seed, const OptionalTensor& seed_tensor, Int stream,
-              Int first_row, Int first_sample) {
-  if (needs_graph(mean, log_var)) {
-    const auto draw = GaussianSampleFunction::apply(mean, log_var, k, seed, seed_tensor, stream, first_row, first_sample);
-    return {draw[0], draw[1]};
-  }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(mean, log_var, k, seed, seed_tensor, stream, first_row, first_sample);
-}
-
 }  // namespace
 
 Pair gaussian_sample(const Tensor& mean, const Tensor& log_var, int64_t k, int64_t seed, const OptionalTensor& seed_tensor,
                      int64_t stream, int64_t first_row, int64_t first_sample) {
-  return Op::forward().call(mean, log_var, k, seed, seed_tensor, stream, first_row, first_sample);
+  return forward_of<Op>().call(mean, log_var, k, seed, seed_tensor, stream, first_row, first_sample);
 }
 
-DGMFAST_REGISTER(gaussian_sample)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

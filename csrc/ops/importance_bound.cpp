@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -14,15 +15,6 @@ struct Op {
   static constexpr const char* name = "importance_bound";
   using Forward = Tensor(const Tensor&, int64_t);
   using Backward = Gradients(const Tensor&, const Tensor&, int64_t);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::importance_bound");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::importance_bound_backward");
-    return op;
-  }
 };
 
 // log_w with the reduced dimension last.
@@ -69,31 +61,10 @@ Gradients backward_meta(const Tensor& grad, const Tensor& log_w, int64_t dim) {
   return {at::empty_symint(last.sym_sizes(), log_w.options()).movedim(-1, dim)};
 }
 
-struct ImportanceBoundFunction : torch::autograd::Function<ImportanceBoundFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& log_w, int64_t dim) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({log_w});
-    ctx->saved_data["dim"] = dim;
-    return Op::forward().call(log_w, dim);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    return {std::get<0>(Op::backward().call(grad[0], saved[0], ctx->saved_data["dim"].toInt())), Tensor()};
-  }
-};
-
-Tensor autograd(const Tensor& log_w, int64_t dim) {
-  if (needs_graph(log_w)) return ImportanceBoundFunction::apply(log_w, dim);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(log_w, dim);
-}
-
 }  // namespace
 
-Tensor importance_bound(const Tensor& log_w, int64_t dim) { return Op::forward().call(log_w, dim); }
+Tensor importance_bound(const Tensor& log_w, int64_t dim) { return forward_of<Op>().call(log_w, dim); }
 
-DGMFAST_REGISTER(importance_bound)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

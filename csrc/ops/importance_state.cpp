@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -12,11 +13,6 @@ namespace {
 struct Op {
   static constexpr const char* name = "importance_state";
   using Forward = Tensor(const Tensor&, const OptionalTensor&);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::importance_state");
-    return op;
-  }
 };
 
 constexpr int64_t kStateSize = 5;  // math/importance.h
@@ -58,13 +54,13 @@ Tensor forward_meta(const Tensor& log_w, const OptionalTensor& state) {
 
 }  // namespace
 
-Tensor importance_state(const Tensor& log_w, const OptionalTensor& state) { return Op::forward().call(log_w, state); }
+Tensor importance_state(const Tensor& log_w, const OptionalTensor& state) { return forward_of<Op>().call(log_w, state); }
 
 TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU, Op::Forward>::call); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA, Op::Forward>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA>::call); }
 // statistics, not a training signal: a gradient asked of them raises
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, torch::autograd::autogradNotImplementedFallback()); }
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -17,23 +18,15 @@ namespace {
 
 using Name = std::optional<c10::string_view>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 4>;
 
 struct Op : AutocastAsLinear {
   static constexpr const char* name = "label_linear";
+  using Wanted = std::array<bool, 4>;
   using Forward = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, Name);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                              Name, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::label_linear");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::label_linear_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 // The leading dimensions of the output.
 template <class Int>
@@ -115,7 +108,7 @@ Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, con
     params.grad_shared = shared.mutable_data_ptr();
   }
   if (wanted[2]) {
-    partial = at::empty({params.segments(), labels, dim}, x.options().dtype(sum_type(x)));
+    partial = at::empty({params.segments(), labels, dim}, x.options().dtype(accumulate_type(x)));
     params.grad_label_weight = partial.mutable_data_ptr();
   }
   const int64_t items = params.segments() * ((dim + kLabelColumns - 1) / kLabelColumns);
@@ -158,7 +151,7 @@ struct LabelLinearFunction : torch::autograd::Function<LabelLinearFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& label_weight,
                         const OptionalTensor& bias, Name activation) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor out = Op::forward().call(x, weight, label_weight, bias, activation);
+    const Tensor out = forward_of<Op>().call(x, weight, label_weight, bias, activation);
     const Tensor* given = pointer(bias);
     ctx->save_for_backward({out, x, weight, label_weight, given ? *given : Tensor()});
     ctx->saved_data["activation"] = activation ? c10::IValue(std::string(*activation)) : c10::IValue();
@@ -171,26 +164,20 @@ struct LabelLinearFunction : torch::autograd::Function<LabelLinearFunction> {
     const c10::IValue& activation = ctx->saved_data["activation"];
     const Name name = activation.isNone() ? std::nullopt : Name(activation.toStringRef());
     const Wanted wanted = wanted_gradients<4>(ctx, {true, true, true, saved[4].defined()});
-    const auto grads = Op::backward().call(grad[0], saved[0], saved[1], saved[2], saved[3], optional(saved[4]), name, wanted);
+    const auto grads = backward_of<Op>().call(grad[0], saved[0], saved[1], saved[2], saved[3], optional(saved[4]), name, wanted);
     return gradient_list(grads, wanted, 1);
   }
 };
 
-Tensor autograd(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias, Name activation) {
-  if (needs_graph(x, weight, label_weight, bias)) {
-    return LabelLinearFunction::apply(x, weight, label_weight, bias, activation);
-  }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(x, weight, label_weight, bias, activation);
-}
+using AutogradKernel = ForwardAutograd<Op, LabelLinearFunction>;
 
 }  // namespace
 
 Tensor label_linear(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias,
                     std::optional<std::string_view> activation) {
-  return Op::forward().call(x, weight, label_weight, bias, activation);
+  return forward_of<Op>().call(x, weight, label_weight, bias, activation);
 }
 
-DGMFAST_REGISTER(label_linear)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, AutogradKernel)
 
 }  // namespace dgmfast

@@ -9,39 +9,33 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <bit>
 
 #include "kernels/bernoulli_log_prob.h"
 #include "ops/autograd.h"
+#include "ops/blocks.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
 namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 4>;
-using WithLogits = std::tuple<Tensor, Tensor>;
+using LogProbAndLogits = std::tuple<Tensor, Tensor>;
 
 struct Op : AutocastAsLinear {
   static constexpr const char* name = "linear_bernoulli_log_prob";
+  using Wanted = std::array<bool, 4>;
   using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&);
-  using Keeping = WithLogits(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&);
+  using WithLogits = LogProbAndLogits(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
                              const OptionalTensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::linear_bernoulli_log_prob");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Keeping>& keeping() {
-    static const auto op = find_op<Keeping>("dgmfast::linear_bernoulli_log_prob_with_logits");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::linear_bernoulli_log_prob_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
+
+const c10::TypedOperatorHandle<Op::WithLogits>& with_logits() {
+  static const auto op = find_op<Op::WithLogits>("linear_bernoulli_log_prob_with_logits");
+  return op;
+}
 
 // The shape of the output: h's without its last dimension.
 template <class Int>
@@ -79,51 +73,13 @@ Shape<Int> logits_shape(const Tensor& h, const Tensor& weight) {
 template <class Int>
 void check_sums(const Tensor& grad, const Tensor& h, const Tensor& weight, const OptionalTensor& logits,
                 const Shape<Int>& leading) {
-  const Tensor like = at::empty_symint({0}, h.options().dtype(sum_type(h)));
+  const Tensor like = at::empty_symint({0}, h.options().dtype(accumulate_type(h)));
   check_gradient<Int>(Op::name, {"grad", &grad}, {"h", &like}, leading);
   if (pointer(logits)) check_gradient<Int>(Op::name, {"logits", &*logits}, {"h", &h}, logits_shape<Int>(h, weight));
 }
 
 // Logits that are in memory at a time: they stay in a core's cache, or in that of a card.
 constexpr int64_t kCpuNumbers = 1 << 18, kCudaNumbers = 1 << 22;
-
-// Samples [k, k + samples) of rows [b, b + rows); all samples where there are several rows, so that memory is contiguous.
-struct Block {
-  int64_t b, rows, k, samples;
-  int64_t size() const { return rows * samples; }
-};
-
-// [B, K] cut in blocks of nearly equal size, whatever the number of threads.
-class Blocks {
- public:
-  Blocks(int64_t rows, int64_t samples, int64_t limit) : rows_(rows), samples_(samples), parts_((samples + limit - 1) / limit) {
-    if (parts_ > 1) {
-      groups_ = rows;
-      return;
-    }
-    const int64_t group = limit / samples, least = (rows + group - 1) / group;
-    // equal shares for 2, 4 or 8 threads
-    groups_ = std::min<int64_t>(rows, least <= 8 ? std::bit_ceil(uint64_t(least)) : (least + 7) / 8 * 8);
-  }
-
-  int64_t count() const { return groups_ * parts_; }
-  int64_t largest() const { return ((rows_ + groups_ - 1) / groups_) * ((samples_ + parts_ - 1) / parts_); }
-  Block operator[](int64_t i) const {
-    const int64_t group = i / parts_, part = i % parts_;
-    const int64_t b = rows_ * group / groups_, k = samples_ * part / parts_;
-    return {b, rows_ * (group + 1) / groups_ - b, k, samples_ * (part + 1) / parts_ - k};
-  }
-
- private:
-  int64_t rows_, samples_, parts_, groups_;
-};
-
-// A block of [B, K] or, as rows [size, …], of a contiguous [B, K, …].
-Tensor part(const Tensor& all, const Block& b) { return all.narrow(0, b.b, b.rows).narrow(1, b.k, b.samples); }
-Tensor rows_of(const Tensor& all, const Block& b) { return part(all, b).view({b.size(), all.size(2)}); }
-
-// A tensor [B, …] or [B, K, …] with its samples.
-Tensor with_samples(const Tensor& t, const Tensor& h) { return h.dim() == 2 ? t.unsqueeze(1) : t; }
 
 // The arguments as the blocks want them; none is empty but H.
 struct Problem {
@@ -137,11 +93,11 @@ struct Problem {
       : h(with_samples(h_, h_).contiguous()),
         weight(weight_.contiguous()),
         bias(pointer(bias_) ? OptionalTensor(bias_->contiguous()) : std::nullopt),
-        x(with_unit_stride(x_.is_floating_point() ? x_.to(sum_type(h_)) : x_).unsqueeze(1)),
+        x(with_unit_stride(x_.is_floating_point() ? x_.to(accumulate_type(h_)) : x_).unsqueeze(1)),
         dim(weight.size(0)),
         blocks(h.size(0), h.size(1), std::max<int64_t>(1, (runs_cuda(h.device()) ? kCudaNumbers : kCpuNumbers) / dim)) {}
 
-  bool is_half() const { return h.scalar_type() != sum_type(h); }
+  bool is_half() const { return h.scalar_type() != accumulate_type(h); }
   Tensor buffer(at::ScalarType type) const { return at::empty({blocks.largest(), dim}, h.options().dtype(type)); }
 
   // The logits [size, D] of a block into `out`, of h's dtype.
@@ -162,7 +118,8 @@ struct Buffers {
   Tensor product, sums;
 
   Buffers(const Problem& p, bool products)
-      : product(products ? p.buffer(p.h.scalar_type()) : Tensor()), sums(p.is_half() ? p.buffer(sum_type(p.h)) : product) {}
+      : product(products ? p.buffer(p.h.scalar_type()) : Tensor()),
+        sums(p.is_half() ? p.buffer(accumulate_type(p.h)) : product) {}
 
   Tensor widened(const Tensor& logits) const {
     return sums.is_same(product) ? logits : sums.narrow(0, 0, logits.size(0)).copy_(logits);
@@ -198,7 +155,7 @@ void log_prob_of_blocks(const Problem& p, const Tensor& log_prob, const Tensor& 
 }
 
 Tensor run_forward(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x, const Tensor& kept) {
-  const Tensor log_prob = at::zeros(leading_of<int64_t>(h), h.options().dtype(sum_type(h)));
+  const Tensor log_prob = at::zeros(leading_of<int64_t>(h), h.options().dtype(accumulate_type(h)));
   if (log_prob.numel() > 0 && weight.size(0) > 0) {
     log_prob_of_blocks(Problem(h, weight, bias, x), with_samples(log_prob, h), kept);
   }
@@ -210,7 +167,7 @@ Tensor forward(const Tensor& h, const Tensor& weight, const OptionalTensor& bias
   return run_forward(h, weight, bias, x, Tensor());
 }
 
-WithLogits forward_with_logits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
+LogProbAndLogits forward_with_logits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
   check<int64_t>(h, weight, bias, x);
   const Tensor logits = at::empty(logits_shape<int64_t>(h, weight), h.options());
   return {run_forward(h, weight, bias, x, with_samples(logits, h)), logits};
@@ -261,8 +218,8 @@ void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kep
         const Tensor delta = buffers.sums.narrow(0, 0, b.size());  // in place, where the logits are not kept
         const BernoulliLogProbBackward params{
             p.plan(b, logits, x, &g), dtype_of(x), {data(&logits), data(&x)}, data(&g), {delta.mutable_data_ptr(), nullptr}};
-        const int64_t items = b.size() * ((p.dim + kColumnsPerItem - 1) / kColumnsPerItem);
-        launch(p.h.device(), params, items, kColumnsPerItem, cpu::bernoulli_log_prob_backward, cuda::bernoulli_log_prob_backward);
+        const int64_t items = b.size() * ((p.dim + kColumns - 1) / kColumns);
+        launch(p.h.device(), params, items, kColumns, cpu::bernoulli_log_prob_backward, cuda::bernoulli_log_prob_backward);
         add_products(p, b, delta, buffers, out, s, i == begin);
       }
     }
@@ -303,10 +260,10 @@ Gradients backward(const Tensor& grad_, const Tensor& h, const Tensor& weight, c
 }
 
 Tensor forward_meta(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
-  return at::empty_symint(check<c10::SymInt>(h, weight, bias, x), h.options().dtype(sum_type(h)));
+  return at::empty_symint(check<c10::SymInt>(h, weight, bias, x), h.options().dtype(accumulate_type(h)));
 }
 
-WithLogits forward_with_logits_meta(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
+LogProbAndLogits forward_with_logits_meta(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
   return {forward_meta(h, weight, bias, x), at::empty_symint(logits_shape<c10::SymInt>(h, weight), h.options())};
 }
 
@@ -335,9 +292,9 @@ struct LinearBernoulliFunction : torch::autograd::Function<LinearBernoulliFuncti
     const at::AutoDispatchBelowADInplaceOrView guard;
     Tensor log_prob, logits;
     if (keeps(h, weight)) {
-      std::tie(log_prob, logits) = Op::keeping().call(h, weight, bias, x);
+      std::tie(log_prob, logits) = with_logits().call(h, weight, bias, x);
     } else {
-      log_prob = Op::forward().call(h, weight, bias, x);
+      log_prob = forward_of<Op>().call(h, weight, bias, x);
     }
     const Tensor* given = pointer(bias);
     ctx->save_for_backward({h, weight, given ? *given : Tensor(), x, logits});
@@ -348,32 +305,29 @@ struct LinearBernoulliFunction : torch::autograd::Function<LinearBernoulliFuncti
                                                  const torch::autograd::variable_list& grad) {
     const auto saved = ctx->get_saved_variables();
     const Wanted wanted = wanted_gradients<4>(ctx, {true, true, saved[2].defined(), true});
-    const auto grads = Op::backward().call(grad[0], saved[0], saved[1], optional(saved[2]), saved[3], optional(saved[4]), wanted);
+    const auto grads =
+        backward_of<Op>().call(grad[0], saved[0], saved[1], optional(saved[2]), saved[3], optional(saved[4]), wanted);
     return gradient_list(grads, wanted);
   }
 };
 
-Tensor autograd(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
-  if (needs_graph(h, weight, bias, x)) return LinearBernoulliFunction::apply(h, weight, bias, x);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(h, weight, bias, x);
-}
-
 // Only ever called by the Function above.
-WithLogits autograd_with_logits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
+LogProbAndLogits autograd_with_logits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
   TORCH_CHECK_NOT_IMPLEMENTED(!needs_graph(h, weight, bias, x),
                               "linear_bernoulli_log_prob_with_logits has no derivative; use linear_bernoulli_log_prob");
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::keeping().call(h, weight, bias, x);
+  return with_logits().call(h, weight, bias, x);
 }
+
+using AutogradKernel = ForwardAutograd<Op, LinearBernoulliFunction>;
 
 }  // namespace
 
 Tensor linear_bernoulli_log_prob(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
-  return Op::forward().call(h, weight, bias, x);
+  return forward_of<Op>().call(h, weight, bias, x);
 }
 
-DGMFAST_REGISTER(linear_bernoulli_log_prob)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, AutogradKernel)
 
 TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl("linear_bernoulli_log_prob_with_logits", &forward_with_logits); }
 TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl("linear_bernoulli_log_prob_with_logits", &forward_with_logits); }

@@ -4,28 +4,21 @@
 #include <ATen/ops/zeros.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
 namespace {
 
 using Gradients = std::tuple<Tensor, Tensor>;
-using Wanted = std::array<bool, 2>;
 
 struct Op {
   static constexpr const char* name = "marginalize_labels";
+  using Wanted = std::array<bool, 2>;
   using Forward = Tensor(const Tensor&, const Tensor&);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::marginalize_labels");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::marginalize_labels_backward");
-    return op;
-  }
 };
+using Wanted = Op::Wanted;
 
 template <class Int>
 Shape<Int> check(const Tensor& logits, const Tensor& values) {
@@ -54,8 +47,7 @@ Gradients backward(const Tensor& grad, const Tensor& logits_, const Tensor& valu
   const auto leading = check<int64_t>(logits_, values_);
   check_gradient<int64_t>(Op::name, {"grad", &grad}, {"logits", &logits_}, leading);
   const Tensor logits = with_unit_stride(logits_), values = with_unit_stride(values_);
-  const at::ScalarType real = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor sums = at::empty({grad.numel(), kLabelSums}, logits.options().dtype(real));
+  const Tensor sums = at::empty({grad.numel(), kLabelSums}, logits.options().dtype(accumulate_type(logits)));
   run(leading, logits, values, nullptr, sums.mutable_data_ptr());
   const auto fill = [&](const RowPlan& plan) {
     return MarginalizeLabelsBackward{plan, {data(&logits), data(&values)}, data(&grad), data(&sums), {}};
@@ -75,31 +67,10 @@ Gradients backward_meta(const Tensor& grad, const Tensor& logits, const Tensor& 
   return std::tuple_cat(meta_gradients<2>(Op::name, {&logits, &values}, wanted));
 }
 
-struct MarginalizeLabelsFunction : torch::autograd::Function<MarginalizeLabelsFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& logits, const Tensor& values) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({logits, values});
-    return Op::forward().call(logits, values);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grad) {
-    const auto saved = ctx->get_saved_variables();
-    const Wanted wanted = wanted_gradients<2>(ctx, {true, true});
-    return gradient_list(Op::backward().call(grad[0], saved[0], saved[1], wanted), wanted);
-  }
-};
-
-Tensor autograd(const Tensor& logits, const Tensor& values) {
-  if (needs_graph(logits, values)) return MarginalizeLabelsFunction::apply(logits, values);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(logits, values);
-}
-
 }  // namespace
 
-Tensor marginalize_labels(const Tensor& logits, const Tensor& values) { return Op::forward().call(logits, values); }
+Tensor marginalize_labels(const Tensor& logits, const Tensor& values) { return forward_of<Op>().call(logits, values); }
 
-DGMFAST_REGISTER(marginalize_labels)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, ForwardAutograd<Op>)
 
 }  // namespace dgmfast

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -15,26 +16,14 @@ namespace {
 
 using Name = c10::string_view;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 3>;
 
-struct Op {
+struct Op : AutocastAsLinear {
   static constexpr const char* name = "masked_conv2d";
+  using Wanted = std::array<bool, 3>;
   using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, Name, int64_t, int64_t);
   using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, Name, int64_t, int64_t, Wanted);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::masked_conv2d");
-    return op;
-  }
-  static const c10::TypedOperatorHandle<Backward>& backward() {
-    static const auto op = find_op<Backward>("dgmfast::masked_conv2d_backward");
-    return op;
-  }
-  // as torch's convolution; the CPU kernels have no 16 bits
-  static at::ScalarType autocast_type(at::DeviceType device) {
-    return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);
-  }
 };
+using Wanted = Op::Wanted;
 
 void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Name mask, int64_t colors, int64_t unmasked) {
   check_floating(Op::name, {{{"x", &x}, {"weight", &weight}, {"bias", pointer(bias)}}});
@@ -130,8 +119,7 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
   params.x = data(&x), params.grad = data(&grad);
   copy_strides(x, params.x_stride), copy_strides(grad, params.grad_stride);
   split(params, x);
-  const auto sum_type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor partial = at::empty({params.groups, taps.entries() + 1, taps.outputs}, x.options().dtype(sum_type));
+  const Tensor partial = at::empty({params.groups, taps.entries() + 1, taps.outputs}, x.options().dtype(accumulate_type(x)));
   params.partial = partial.mutable_data_ptr(), params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_bias = grad_bias.numel() ? grad_bias.mutable_data_ptr() : nullptr;
   const bool on_cpu = !runs_cuda(x.device());
@@ -141,15 +129,20 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
          cuda::masked_conv2d_weight);
 }
 
+// Memory for the gradients that are wanted.
+Gradients empty_gradients(const Tensor& x, const Tensor& weight, Wanted wanted) {
+  const auto make = [&](bool is_wanted, c10::SymIntArrayRef shape, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+    return is_wanted ? at::empty_symint(shape, x.options().memory_format(format)) : at::empty({0}, x.options());
+  };
+  return {make(wanted[0], x.sym_sizes(), x.suggest_memory_format()), make(wanted[1], weight.sym_sizes()),
+          make(wanted[2], weight.sym_size(0))};
+}
+
 Gradients backward(const Tensor& grad, const Tensor& x, const Tensor& weight, Name mask, int64_t colors, int64_t unmasked,
                    Wanted wanted) {
   check(x, weight, {}, mask, colors, unmasked);
   check_gradient<int64_t>(Op::name, {"grad", &grad}, {"x", &x}, out_shape<int64_t>(x, weight));
-  const auto make = [&](bool is_wanted, at::IntArrayRef shape, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
-    return is_wanted ? at::empty(shape, x.options().memory_format(format)) : at::empty({0}, x.options());
-  };
-  const Tensor grad_x = make(wanted[0], x.sizes(), x.suggest_memory_format()), grad_weight = make(wanted[1], weight.sizes());
-  Tensor grad_bias = make(wanted[2], weight.size(0));
+  auto [grad_x, grad_weight, grad_bias] = empty_gradients(x, weight, wanted);
   const MaskedTaps taps = taps_of(weight, mask, colors, unmasked);
   if (grad.numel() == 0 || x.numel() == 0) {
     for (const Tensor& t : {grad_x, grad_weight}) t.zero_();
@@ -175,11 +168,7 @@ Gradients backward_meta(const Tensor& grad, const Tensor& x, const Tensor& weigh
                         Wanted wanted) {
   check(x, weight, {}, mask, colors, unmasked);
   check_gradient<c10::SymInt>(Op::name, {"grad", &grad}, {"x", &x}, out_shape<c10::SymInt>(x, weight));
-  const auto make = [&](bool is_wanted, c10::SymIntArrayRef shape, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
-    return is_wanted ? at::empty_symint(shape, x.options().memory_format(format)) : at::empty({0}, x.options());
-  };
-  return {make(wanted[0], x.sym_sizes(), x.suggest_memory_format()), make(wanted[1], weight.sym_sizes()),
-          make(wanted[2], weight.sym_size(0))};
+  return empty_gradients(x, weight, wanted);
 }
 
 struct MaskedConv2dFunction : torch::autograd::Function<MaskedConv2dFunction> {
@@ -191,7 +180,7 @@ struct MaskedConv2dFunction : torch::autograd::Function<MaskedConv2dFunction> {
     ctx->saved_data["mask"] = std::string(mask);
     ctx->saved_data["colors"] = colors;
     ctx->saved_data["unmasked"] = unmasked;
-    return Op::forward().call(x, weight, bias, mask, colors, unmasked);
+    return forward_of<Op>().call(x, weight, bias, mask, colors, unmasked);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -199,25 +188,21 @@ struct MaskedConv2dFunction : torch::autograd::Function<MaskedConv2dFunction> {
     const auto saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const Wanted wanted = wanted_gradients<3>(ctx, {true, true, data["bias"].toBool()});
-    const auto grads = Op::backward().call(grad[0], saved[0], saved[1], data["mask"].toStringRef(), data["colors"].toInt(),
-                                           data["unmasked"].toInt(), wanted);
+    const auto grads = backward_of<Op>().call(grad[0], saved[0], saved[1], data["mask"].toStringRef(), data["colors"].toInt(),
+                                              data["unmasked"].toInt(), wanted);
     return gradient_list(grads, wanted, 3);
   }
 };
 
-Tensor autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Name mask, int64_t colors, int64_t unmasked) {
-  if (needs_graph(x, weight, bias)) return MaskedConv2dFunction::apply(x, weight, bias, mask, colors, unmasked);
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(x, weight, bias, mask, colors, unmasked);
-}
+using AutogradKernel = ForwardAutograd<Op, MaskedConv2dFunction>;
 
 }  // namespace
 
 Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, std::string_view mask, int64_t colors,
                      int64_t unmasked_inputs) {
-  return Op::forward().call(x, weight, bias, mask, colors, unmasked_inputs);
+  return forward_of<Op>().call(x, weight, bias, mask, colors, unmasked_inputs);
 }
 
-DGMFAST_REGISTER(masked_conv2d)
+DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, AutogradKernel)
 
 }  // namespace dgmfast

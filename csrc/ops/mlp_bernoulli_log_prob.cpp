@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "ops/autograd.h"
+#include "ops/launch.h"
 #include "ops/ops.h"
 
 namespace dgmfast {
@@ -13,11 +14,6 @@ using Name = std::optional<c10::string_view>;
 struct Op : AutocastAsLinear {
   static constexpr const char* name = "mlp_bernoulli_log_prob";
   using Forward = Tensor(const Tensor&, at::TensorList, at::TensorList, const Tensor&, Name);
-
-  static const c10::TypedOperatorHandle<Forward>& forward() {
-    static const auto op = find_op<Forward>("dgmfast::mlp_bernoulli_log_prob");
-    return op;
-  }
 };
 
 // weights[0], biases[0], weights[1], ...
@@ -96,7 +92,7 @@ Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, 
 
 Tensor forward_meta(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
   const auto leading = check<c10::SymInt>(h, weights, biases, x, activation);
-  return at::empty_symint(leading, h.options().dtype(sum_type(h)));
+  return at::empty_symint(leading, h.options().dtype(accumulate_type(h)));
 }
 
 Tensor autograd(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
@@ -105,14 +101,14 @@ Tensor autograd(const Tensor& h, at::TensorList weights, at::TensorList biases, 
     return by_layers(h, weights, biases, x, activation);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return Op::forward().call(h, weights, biases, x, activation);
+  return forward_of<Op>().call(h, weights, biases, x, activation);
 }
 
 }  // namespace
 
 Tensor mlp_bernoulli_log_prob(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x,
                               std::optional<std::string_view> activation) {
-  return Op::forward().call(h, weights, biases, x, activation);
+  return forward_of<Op>().call(h, weights, biases, x, activation);
 }
 
 TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
@@ -121,7 +117,7 @@ TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, &autograd); }
 // vmap's fallback takes no lists
 TORCH_LIBRARY_IMPL(dgmfast, FuncTorchBatched, m) { m.impl(Op::name, &by_layers); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU, Op::Forward>::call); }
-TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA, Op::Forward>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU>::call); }
+TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA>::call); }
 
 }  // namespace dgmfast

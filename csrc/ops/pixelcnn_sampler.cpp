@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "ops/rows.h"
+#include "ops/checks.h"
 
 namespace dgmfast {
 namespace {

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgmfast import ops
+from dgmfast import _C, ops
 from dgmfast.nn.mlp import MLP, _is_affine, activate
 from dgmfast.nn.outputs import BernoulliOutput, OutputDistribution
 from dgmfast.nn.plain import is_plain
 
-MOST_LAYERS = 16  # of ops.mlp_bernoulli_log_prob
+MOST_LAYERS: int = _C.max_mlp_layers
 
 
 def fused_layers(decoder: nn.Module, output: object, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:

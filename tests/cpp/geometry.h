@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "kernels/kernel.h"
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 #ifdef DGMFAST_CUDA
 #include "cuda/emulator.h"
 #endif
@@ -123,7 +123,7 @@ void on_every_path(Body body) {
 #endif
 }
 
-// What an activation of kernels/rows.h is.
+// What an activation of kernels/row_plan.h is.
 inline long double exact_activation(dgmfast::Activation activation, long double a) {
   switch (activation) {
     case dgmfast::Activation::identity:

@@ -1,7 +1,7 @@
 // From an activation's number to its formula. Internal linkage, as in csrc/math.
 #pragma once
 
-#include "kernels/rows.h"
+#include "kernels/row_plan.h"
 #include "math/activation.h"
 
 namespace dgmfast {
@@ -9,7 +9,7 @@ namespace {
 
 // body(F()) with F of math/activation.h.
 template <class Body>
-DGMFAST_FN void with_activation(Activation activation, Body body) {
+DGMFAST_HOST_DEVICE void with_activation(Activation activation, Body body) {
   switch (activation) {
     case Activation::identity:
       return body(Identity());

@@ -1,6 +1,6 @@
 #include "kernels/bernoulli_log_prob.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "math/bernoulli.h"
 
 namespace dgmfast {

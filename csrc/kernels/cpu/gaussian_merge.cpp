@@ -1,6 +1,6 @@
 #include "kernels/gaussian_merge.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "math/gaussian.h"
 
 namespace dgmfast {

@@ -1,6 +1,6 @@
 #include "kernels/importance_state.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "math/importance.h"
 
 namespace dgmfast {

@@ -1,7 +1,7 @@
 #include "kernels/label_linear.h"
 
 #include "kernels/cpu/activation.h"
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 
 namespace dgmfast {
 namespace {

@@ -1,6 +1,6 @@
 #include "kernels/marginalize_labels.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "math/categorical.h"
 
 namespace dgmfast {

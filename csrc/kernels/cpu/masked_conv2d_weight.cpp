@@ -7,7 +7,7 @@ namespace {
 
 // to[r] += the sum of value[r]'s numbers.
 template <class T, int R>
-DGMFAST_FN void add_sums(const Vector<T> (&value)[R], T* to) {
+DGMFAST_HOST_DEVICE void add_sums(const Vector<T> (&value)[R], T* to) {
   constexpr int lanes = Lanes<T>::count;
   typename Lanes<T>::Index other{};
   Vector<T> folded[R];

@@ -1,7 +1,7 @@
 // What the kernels of masked_conv2d share: the list of taps, and padded planes of an image. Internal linkage throughout.
 #pragma once
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "kernels/cpu/vector.h"
 #include "kernels/masked_conv2d.h"
 
@@ -13,7 +13,7 @@ constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
 
 // body(channel, tap) for the list that MaskedTaps describes, in order.
 template <class Body>
-DGMFAST_FN void for_each_entry(const MaskedTaps& t, bool transposed, Body body) {
+DGMFAST_HOST_DEVICE void for_each_entry(const MaskedTaps& t, bool transposed, Body body) {
   if (transposed) {
     for (int64_t o = 0; o < t.outputs; ++o) {
       for (int64_t tap = 0; tap < t.before(); ++tap) body(o, tap);
@@ -39,7 +39,7 @@ inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPl
 }
 
 template <class T>
-DGMFAST_FN T* first_number(int64_t* offset, int64_t entries) {
+DGMFAST_HOST_DEVICE T* first_number(int64_t* offset, int64_t entries) {
   return reinterpret_cast<T*>(offset + (entries + 7) / 8 * 8);
 }
 
@@ -59,7 +59,7 @@ inline Block block_of(const MaskedTaps& taps, bool transposed, int64_t channel) 
   return block_from(channel, taps.unmasked, taps.group_in());
 }
 template <class T>
-DGMFAST_FN void copy(T* to, const T* from, int64_t n) {
+DGMFAST_HOST_DEVICE void copy(T* to, const T* from, int64_t n) {
   constexpr int64_t lanes = Lanes<T>::count;
   if (n < lanes) {
     for (int64_t i = 0; i < n; ++i) to[i] = from[i];
@@ -72,7 +72,7 @@ DGMFAST_FN void copy(T* to, const T* from, int64_t n) {
 }
 
 template <class T>
-DGMFAST_FN void clear(T* to, int64_t n) {
+DGMFAST_HOST_DEVICE void clear(T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(0);
 }
 

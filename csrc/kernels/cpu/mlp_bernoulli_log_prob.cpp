@@ -3,7 +3,7 @@
 #include "kernels/mlp_bernoulli_log_prob.h"
 
 #include "kernels/cpu/activation.h"
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "kernels/cpu/vector.h"
 #include "math/bernoulli.h"
 

@@ -1,6 +1,6 @@
 #include "kernels/pixelcnn_sample.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/row_loops.h"
 #include "math/elementary.h"
 
 namespace dgmfast {
@@ -22,14 +22,14 @@ template <class T>
 using Vector __attribute__((vector_size(kVectorBytes))) = T;
 
 template <class T>
-DGMFAST_FN Vector<T> load(const T* from) {
+DGMFAST_HOST_DEVICE Vector<T> load(const T* from) {
   Vector<T> value;
   __builtin_memcpy(&value, from, sizeof(value));
   return value;
 }
 
 template <class T>
-DGMFAST_FN Vector<T> spread(T value) {
+DGMFAST_HOST_DEVICE Vector<T> spread(T value) {
   return value - Vector<T>{};
 }
 
@@ -44,8 +44,8 @@ struct Window {
 
 // sum += input · weight of one input. The fewer of the two factors are loaded first: all would not fit the registers.
 template <class T, int kImages, int kWide, int kPanels>
-DGMFAST_FN void accumulate(Vector<T> (&sum)[kImages][kWide], const T* const (&weight)[kPanels], const T* const (&input)[kImages],
-                           int64_t k) {
+DGMFAST_HOST_DEVICE void accumulate(Vector<T> (&sum)[kImages][kWide], const T* const (&weight)[kPanels],
+                                    const T* const (&input)[kImages], int64_t k) {
   constexpr int kLanes = kVectorBytes / int(sizeof(T));
   if constexpr (kWide <= kImages) {
     Vector<T> factor[kWide];

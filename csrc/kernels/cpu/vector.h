@@ -2,7 +2,7 @@
 // linkage throughout.
 #pragma once
 
-#include "math/port.h"
+#include "math/portability.h"
 
 namespace dgmfast {
 namespace {
@@ -25,11 +25,11 @@ template <class T>
 using Vector = typename Lanes<T>::Vector;
 
 template <class T>
-DGMFAST_FN Vector<T> load(const T* from) {
+DGMFAST_HOST_DEVICE Vector<T> load(const T* from) {
   return *reinterpret_cast<const Vector<T>*>(from);
 }
 template <class T>
-DGMFAST_FN void store(T* to, Vector<T> value) {
+DGMFAST_HOST_DEVICE void store(T* to, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(to) = value;
 }
 
@@ -40,7 +40,7 @@ struct Constant {
 
 // body(Constant<n>), 1 <= n <= kMost.
 template <int kMost, class Body>
-DGMFAST_FN void with_constant(int64_t n, Body body) {
+DGMFAST_HOST_DEVICE void with_constant(int64_t n, Body body) {
   if constexpr (kMost > 1) {
     if (n < kMost) return with_constant<kMost - 1>(n, body);
   }

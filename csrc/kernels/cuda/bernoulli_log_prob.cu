@@ -1,6 +1,6 @@
 #include "kernels/bernoulli_log_prob.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/bernoulli.h"
 
 namespace dgmfast {

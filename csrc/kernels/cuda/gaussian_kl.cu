@@ -1,4 +1,4 @@
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "kernels/gaussian_kl.h"
 #include "math/gaussian.h"
 

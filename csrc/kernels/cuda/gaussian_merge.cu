@@ -1,6 +1,6 @@
 #include "kernels/gaussian_merge.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/gaussian.h"
 
 namespace dgmfast {

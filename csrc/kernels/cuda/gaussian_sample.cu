@@ -1,6 +1,6 @@
 #include "kernels/gaussian_sample.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/gaussian.h"
 #include "math/philox.h"
 

@@ -1,7 +1,7 @@
 #include "kernels/importance_bound.h"
 
-#include "kernels/cuda/merge.cuh"
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/importance.h"
 
 namespace dgmfast {

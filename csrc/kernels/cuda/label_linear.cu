@@ -1,6 +1,6 @@
 #include "kernels/label_linear.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/activation.h"
 
 namespace dgmfast {

@@ -1,6 +1,6 @@
 #include "kernels/marginalize_labels.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 #include "math/categorical.h"
 
 namespace dgmfast {

@@ -1,7 +1,7 @@
 // The same as products of tiles: x is gathered by the list of (channel, tap), never written out. Sums are float32, or float64.
 #include "kernels/masked_conv2d.h"
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 
 namespace dgmfast {
 namespace {

@@ -96,7 +96,7 @@ RowPlan plan_of(const Layout& l, DType type, uint32_t reduced = 0) {
   return plan;
 }
 
-DType sum_type(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }
+DType accumulate_type(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }
 
 double roundings(DType type) {
   return type == DType::f64 ? 2.3e-16 : type == DType::f32 ? 1.2e-7 : type == DType::f16 ? 9.8e-4 : 7.9e-3;
@@ -161,7 +161,7 @@ void gradients(const char* what, Random& r, const Layout& l, DType type, int inp
     std::vector<std::vector<double>> exact(inputs);
     for (int j = 0; j < inputs; ++j) {
       const bool wanted = l.broadcast[j] == l.broadcast[i] && (j == i || r.unit() < 0.7);
-      out.emplace_back(plan.segments > 1 ? sum_type(type) : type, wanted ? plan.segments * targets : 0),
+      out.emplace_back(plan.segments > 1 ? accumulate_type(type) : type, wanted ? plan.segments * targets : 0),
           exact[j].resize(wanted ? targets : 0);
       p.grad_input[j] = wanted ? out[j].data() : nullptr, q.grad_input[j] = wanted ? exact[j].data() : nullptr;
     }
@@ -375,7 +375,7 @@ TEST(random_labels) {
     forward_rows<MarginalizeLabels>("labels", l, type, cuda::marginalize_labels, cpu::marginalize_labels,
                                     fill(plan_of(l, type), true), fill(plan_of(l, DType::f64), false), &MarginalizeLabels::bound,
                                     1, 20);
-    const DType real = sum_type(type);
+    const DType real = accumulate_type(type);
     Out sums(real, l.rows() * kLabelSums);
     std::vector<double> exact(l.rows() * kLabelSums);
     MarginalizeLabels p = fill(plan_of(l, type), true), q = fill(plan_of(l, DType::f64), false);
@@ -419,7 +419,7 @@ TEST(random_label_linear) {
           LabelLinearBackward p{labels, dim, rows, segment, type, Activation(a), grad.stored(), out.data(), nullptr, nullptr};
           LabelLinearBackward q{labels,         dim,          rows,    segment, DType::f64, Activation(a),
                                 grad.doubles(), exact.data(), nullptr, nullptr};
-          Out by_row(type, rows * dim), by_label(sum_type(type), p.segments() * labels * dim);
+          Out by_row(type, rows * dim), by_label(accumulate_type(type), p.segments() * labels * dim);
           std::vector<double> exact_row(rows * dim), exact_label(p.segments() * labels * dim);
           p.grad_shared = by_row.data(), p.grad_label_weight = by_label.data();
           q.grad_shared = exact_row.data(), q.grad_label_weight = exact_label.data();

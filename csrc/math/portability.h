@@ -9,10 +9,10 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define DGMFAST_FN __host__ __device__ __forceinline__
+#define DGMFAST_HOST_DEVICE __host__ __device__ __forceinline__
 #define DGMFAST_UNROLL _Pragma("unroll")
 #else
-#define DGMFAST_FN inline __attribute__((always_inline))
+#define DGMFAST_HOST_DEVICE inline __attribute__((always_inline))
 #define DGMFAST_UNROLL _Pragma("GCC unroll 16")
 #endif
 
@@ -37,29 +37,29 @@ struct Bits<double> {
 };
 
 template <class To, class From>
-DGMFAST_FN To bits_as(From value) {
+DGMFAST_HOST_DEVICE To bits_as(From value) {
   return __builtin_bit_cast(To, value);
 }
 
 template <class T>
-DGMFAST_FN T infinity() {
+DGMFAST_HOST_DEVICE T infinity() {
   return T(__builtin_huge_valf());
 }
 
 template <class T>
-DGMFAST_FN T maximum(T a, T b) {  // not NaN-propagating: b when either is NaN
+DGMFAST_HOST_DEVICE T maximum(T a, T b) {  // not NaN-propagating: b when either is NaN
   return a > b ? a : b;
 }
 
 template <class T>
-DGMFAST_FN T minimum(T a, T b) {
+DGMFAST_HOST_DEVICE T minimum(T a, T b) {
   return a < b ? a : b;
 }
 
-DGMFAST_FN float magnitude(float a) { return fabsf(a); }
-DGMFAST_FN double magnitude(double a) { return fabs(a); }
-DGMFAST_FN float square_root(float a) { return sqrtf(a); }
-DGMFAST_FN double square_root(double a) { return sqrt(a); }
+DGMFAST_HOST_DEVICE float magnitude(float a) { return fabsf(a); }
+DGMFAST_HOST_DEVICE double magnitude(double a) { return fabs(a); }
+DGMFAST_HOST_DEVICE float square_root(float a) { return sqrtf(a); }
+DGMFAST_HOST_DEVICE double square_root(double a) { return sqrt(a); }
 
 }  // namespace
 }  // namespace dgmfast

@@ -11,6 +11,8 @@ enum class Activation : int { identity, relu, leaky_relu, tanh, softplus, elu };
 
 constexpr int kMaxDims = 8;
 constexpr int kMaxInputs = 6;
+// An item of a CPU gradient kernel on a RowPlan is this many columns of a row.
+constexpr int64_t kColumns = 256;
 
 // Leading dimensions after broadcasting, neighbours merged where every input allows it; strides in elements, 0 = broadcast.
 struct Grid {

@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels/rows.h"
-#include "math/port.h"
+#include "kernels/row_plan.h"
+#include "math/portability.h"
 
 namespace dgmfast {
 namespace {

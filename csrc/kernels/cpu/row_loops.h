@@ -1,8 +1,8 @@
 // Loops over rows and columns that the CPU kernels share. Internal linkage throughout, as in csrc/math.
 #pragma once
 
-#include "kernels/rows.h"
-#include "math/port.h"
+#include "kernels/row_plan.h"
+#include "math/portability.h"
 
 namespace dgmfast {
 namespace {
@@ -56,7 +56,6 @@ T sum_in_blocks(int64_t dim, BlockSum block_sum) {
   return sum;
 }
 
-constexpr int64_t kColumns = 256;     // columns of a gradient that are worked on at a time
 constexpr int64_t kPartialRows = 64;  // rows summed before they join the total, against rounding
 
 inline int64_t column_blocks(int64_t dim) { return (dim + kColumns - 1) / kColumns; }

@@ -1,7 +1,7 @@
 // Merges one mergeable state per thread over a block.
 #pragma once
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/row_loops.cuh"
 
 namespace dgmfast {
 namespace {
