@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmfast.ops.call import seed_or_drawn
+from dgmfast.seeds import seed_or_drawn
 
 LOG_2PI = math.log(2.0 * math.pi)
 

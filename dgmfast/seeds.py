@@ -1,9 +1,12 @@
-"""Seeds of the random choices of a run."""
+"""Seeds: of a call that draws, and of the random choices of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+
+import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -14,3 +17,21 @@ def derive_seed(seed: int, *path: int | str) -> int:
     """
     text = json.dumps([seed, *path]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def seed_or_drawn(
+    op: str, seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device | None
+) -> int | Tensor:
+    """`seed`; where it is None, a 0-dim int64 tensor drawn from `generator`, or from torch's own generator of the device.
+
+    Raises:
+        ValueError: both a seed and a generator. TypeError: a generator that is none.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: generator must be a torch.Generator; got {type(generator).__name__}")
+    if seed is not None:
+        if generator is not None:
+            raise ValueError(f"{op}: seed or generator must be None; got both")
+        return seed
+    place = device if generator is None else generator.device
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=place, generator=generator).to(device)

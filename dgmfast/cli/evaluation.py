@@ -14,7 +14,7 @@ from dgmfast import data, models
 from dgmfast.cli.group import DATA_DIR, DEVICE, RUN, THREADS, click
 from dgmfast.errors import InputError
 from dgmfast.files import locked, write_atomically
-from dgmfast.models.terms import Label
+from dgmfast.models import Label
 from dgmfast.runs import (
     CLASSIFY_BY,
     TEST_SEED,

@@ -15,8 +15,7 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.evaluate.memory import ChunkUntilItFits, block_shape, chunk_from_memory
 from dgmfast.evaluate.pareto import Tail
-from dgmfast.models import GenerativeModel, Noise, Terms
-from dgmfast.models.terms import Encoding, Label
+from dgmfast.models import Encoding, GenerativeModel, Label, Noise, Terms
 from dgmfast.ops import ImportanceState
 
 R = TypeVar("R")

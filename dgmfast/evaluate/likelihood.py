@@ -11,8 +11,7 @@ from torch import Tensor
 from dgmfast.evaluate.blocks import ImportanceSampling
 from dgmfast.evaluate.progress import progress_bar
 from dgmfast.evaluate.streaming import RowResults, check_arguments, curve_points, stream
-from dgmfast.models import GenerativeModel
-from dgmfast.models.terms import Label
+from dgmfast.models import GenerativeModel, Label
 from dgmfast.ops import ImportanceState
 
 HEAVY_TAIL = 0.7  # of k̂: above it the mean of so many weights is not reliable (Vehtari et al. 2024)

@@ -12,8 +12,7 @@ from torch import Tensor
 from dgmfast.errors import InputError, check_count
 from dgmfast.evaluate.blocks import Block, BlockSampler, ImportanceSampling, OrderedThreadPool, pad, pad_labels
 from dgmfast.evaluate.memory import ENCODER_BLOCK, ENCODER_ROWS, ChunkUntilItFits, max_block_rows
-from dgmfast.models import GenerativeModel
-from dgmfast.models.terms import Encoding, Label
+from dgmfast.models import Encoding, GenerativeModel, Label
 
 
 @dataclass

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from dgmfast.evaluate.passes import in_blocks
-from dgmfast.models import GenerativeModel, Noise, SampledLabel
-from dgmfast.models.terms import Label
+from dgmfast.models import GenerativeModel, Label, Noise, SampledLabel
 
 
 @torch.no_grad()

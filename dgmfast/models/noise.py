@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import ops
-from dgmfast.ops.call import seed_or_drawn
+from dgmfast.seeds import seed_or_drawn
 
 Gaussian = tuple[Tensor, Tensor]  # mean, log_var
 Seed = int | Tensor | None  # of a draw; None: a new one from torch's generator

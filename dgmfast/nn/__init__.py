@@ -11,11 +11,11 @@ from dgmfast.nn.heads import (
     log_softplus,
     rename_parameters,
 )
-from dgmfast.nn.masked_conv import MaskedConv2d
+from dgmfast.nn.masked_conv import CausalLayer, MaskedConv2d
 from dgmfast.nn.mlp import ACTIVATIONS, MLP, ConditionalMLP, LabelLinear, activate, glorot, lookup
 from dgmfast.nn.outputs import OUTPUTS, BernoulliOutput, GaussianOutput, OutputDistribution
 from dgmfast.nn.pixel_output import PixelOutput
-from dgmfast.nn.pixel_sampling import CausalLayer, sample_pixels
+from dgmfast.nn.pixel_sampling import sample_pixels
 from dgmfast.nn.pixelcnn import PixelCNNDecoder, PixelCNNOutput, image_of
 
 __all__ = [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dgmfast import ops
 from dgmfast.errors import InputError
@@ -85,3 +88,20 @@ class MaskedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask={self.mask}, colors={self.colors}, unmasked_inputs={self.unmasked_inputs}"
+
+
+@dataclass(frozen=True)
+class CausalLayer:
+    """h -> conv(relu(h) if relu else h) + (h if residual else 0)."""
+
+    conv: MaskedConv2d
+    relu: bool = False
+    residual: bool = False
+
+
+def call_layers(layers: Sequence[CausalLayer], h: Tensor) -> Tensor:
+    """The outputs of the last layer, of h [N, I, H, W] with the unmasked inputs first."""
+    for layer in layers:
+        out: Tensor = layer.conv(F.relu(h) if layer.relu else h)
+        h = h + out if layer.residual else out
+    return h

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +12,12 @@ from torch.nn import functional as F
 
 from dgmfast import _C
 from dgmfast.errors import InputError
-from dgmfast.nn.masked_conv import MaskedConv2d
+from dgmfast.nn.masked_conv import CausalLayer, MaskedConv2d, call_layers
 from dgmfast.nn.pixel_output import PixelOutput
 from dgmfast.nn.pixelcnn_naive import pixels_by_passes
 from dgmfast.nn.plain import is_plain
 
 _IMAGES_PER_THREAD = 16  # that are drawn together: enough to share the weights, few enough for a processor's cache
-
-
-@dataclass(frozen=True)
-class CausalLayer:
-    """h -> conv(relu(h) if relu else h) + (h if residual else 0)."""
-
-    conv: MaskedConv2d
-    relu: bool = False
-    residual: bool = False
-
-
-def call_layers(layers: Sequence[CausalLayer], h: Tensor) -> Tensor:
-    """The outputs of the last layer, of h [N, I, H, W] with the unmasked inputs first."""
-    for layer in layers:
-        out: Tensor = layer.conv(F.relu(h) if layer.relu else h)
-        h = h + out if layer.residual else out
-    return h
 
 
 @torch.no_grad()

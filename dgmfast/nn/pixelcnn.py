@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast.errors import InputError
-from dgmfast.nn.masked_conv import MaskedConv2d, odd_size
+from dgmfast.nn.masked_conv import CausalLayer, MaskedConv2d, call_layers, odd_size
 from dgmfast.nn.pixel_output import KINDS, PixelOutput
-from dgmfast.nn.pixel_sampling import CausalLayer, call_layers, sample_by_calls, sample_pixels
+from dgmfast.nn.pixel_sampling import sample_by_calls, sample_pixels
 from dgmfast.nn.plain import is_plain
 
 OUTPUT_STREAM = 3000  # The noise stream that draws x.

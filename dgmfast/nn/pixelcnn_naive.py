@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from dgmfast.reference import masked_conv2d
 
 if TYPE_CHECKING:
+    from dgmfast.nn.masked_conv import CausalLayer
     from dgmfast.nn.pixel_output import PixelOutput
-    from dgmfast.nn.pixel_sampling import CausalLayer
 
 
 def causal_stack(layers: Sequence[CausalLayer], x: Tensor, condition: Tensor | None = None) -> Tensor:

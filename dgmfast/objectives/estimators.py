@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from dgmfast import ops
 from dgmfast.errors import InputError
-from dgmfast.models import GenerativeModel, Noise, Terms
-from dgmfast.models.noise import Gaussian
-from dgmfast.models.terms import Encoding, Label
+from dgmfast.models import Encoding, Gaussian, GenerativeModel, Label, Noise, Terms
 
 ESTIMATORS = ("iwae", "stl", "dreg")
 

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 
 from dgmfast.errors import InputError
-from dgmfast.models import ExactSum, GenerativeModel, GumbelSoftmax, LabelEstimator, Noise, SparseSum, Terms
-from dgmfast.models.noise import Seed
-from dgmfast.models.terms import Encoding, Label
+from dgmfast.models import (
+    Encoding,
+    ExactSum,
+    GenerativeModel,
+    GumbelSoftmax,
+    Label,
+    LabelEstimator,
+    Noise,
+    Seed,
+    SparseSum,
+    Terms,
+)
 from dgmfast.nn import frozen_statistics, normalises
 from dgmfast.objectives.estimators import ESTIMATORS, EncodedBatch, ImportanceWeighted, group_bounds
-from dgmfast.ops.call import seed_or_drawn
+from dgmfast.seeds import seed_or_drawn
 
 LABEL_SUMS = ("exact", "sparse", "gumbel")
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops.call import is_compiling, not_a_tensor, seed_or_drawn
+from dgmfast.ops.call import is_compiling, not_a_tensor
+from dgmfast.seeds import seed_or_drawn
 
 
 def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from dgmfast import data, models, recipes, train
 from dgmfast.errors import InputError
 from dgmfast.files import parse_json, write_atomically
-from dgmfast.models.terms import Label
+from dgmfast.models import Label
 from dgmfast.recipes import Recipe, unknown
 from dgmfast.reproduce.baselines import m1_recipe, run_baseline
 from dgmfast.reproduce.published import TABLES, Number, Row, Table

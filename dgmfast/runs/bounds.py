@@ -18,8 +18,7 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.evaluate import ImportanceSampling, LogLikelihood, RowResults, check_arguments, curve_points, progress_bar, stream
 from dgmfast.files import write_atomically
-from dgmfast.models import GenerativeModel
-from dgmfast.models.terms import Label
+from dgmfast.models import GenerativeModel, Label
 from dgmfast.runs.folder import tensor_digest
 from dgmfast.runs.processes import Group
 from dgmfast.runs.unfinished import EvaluationCheckpoint
