@@ -26,7 +26,7 @@ OPS_TESTS := $(addprefix tests/,test_ops_common.py test_ops_autograd.py test_gau
 install: $(VENV)/built
 
 demo: install
-	$(BIN)/python -m dgmfast demo
+	$(BIN)/python examples/digits.py
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
@@ -82,7 +82,7 @@ $(VENV)/ready: $(STAMP)
 	touch $@
 
 # An editable install knows the modules by name, so a module that was added, moved or removed calls for another one.
-MODULES := $(VENV)/modules.$(shell find dgmfast -name '*.py' | sort | cksum | cut -d' ' -f1)
+MODULES := $(VENV)/modules.$(shell find dgmfast examples -name '*.py' | sort | cksum | cut -d' ' -f1)
 
 $(MODULES): $(STAMP)
 	rm -f $(VENV)/modules.*

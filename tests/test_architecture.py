@@ -25,7 +25,12 @@ ROOMS = rooms("docs/architecture.md")
 
 def modules(package: Path) -> dict[str, Path]:
     """All modules of a package by their dotted names."""
-    paths = {".".join((package.name, *path.relative_to(package).with_suffix("").parts)): path for path in package.rglob("*.py")}
+    folders = {package: "dgmfast", package.parent / "examples": "dgmfast.examples"}
+    paths = {
+        ".".join((name, *path.relative_to(folder).with_suffix("").parts)): path
+        for folder, name in folders.items()
+        for path in folder.rglob("*.py")
+    }
     return {name.removesuffix(".__init__"): path for name, path in paths.items()}
 
 
@@ -59,7 +64,7 @@ def faults(package: Path) -> list[str]:
                 continue
             if other not in order or order.index(other) >= order.index(room):
                 found.append(f"{module} imports {source}.{name}: {room} may not import {other}")
-            elif read.count(".") > 1:
+            elif read.count(".") > 1 and other != "examples":  # which has no list
                 found.append(f"{module} imports {source}.{name}: only what {other}/__init__.py lists is for others")
     return found
 
@@ -102,7 +107,7 @@ def test_no_circle():
 def test_a_planted_import_is_found(line, told, tmp_path):
     package = tmp_path / "dgmfast"
     for path in modules(PACKAGE).values():
-        copy = package / path.relative_to(PACKAGE)
+        copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     with (package / "nn" / "heads.py").open("a") as file:

@@ -16,7 +16,6 @@ from command_line import call, refused
 from toy import dataset, recipe
 
 from dgmfast import files, train
-from dgmfast.cli import demonstration
 from dgmfast.data import files as data_files
 from dgmfast.errors import InputError
 from dgmfast.evaluate import RowResults
@@ -268,28 +267,6 @@ def test_by_default_at_most_a_minute_and_an_epoch_are_lost(tmp_path, monkeypatch
     monkeypatch.setattr(loop._Training, "_steps", lambda self, *a: (now.__setitem__(0, now[0] + 25.0), steps(self, *a))[1])
     train.fit(recipe(epochs=7), tmp_path, dataset=dataset(), **QUIET)
     assert saved == [0, 3, 6, 7]
-
-
-# ---------------------------------------------------------------- the demonstration
-
-
-def test_the_demonstration_removes_nothing(tmp_path):
-    (tmp_path / "vae-digits").mkdir()
-    (tmp_path / "vae-digits" / "state.pt").write_text("weeks of work")
-    assert f"{tmp_path} holds something else than an earlier demonstration" in refused("demo", "--out", tmp_path)
-    assert (tmp_path / "vae-digits" / "state.pt").read_text() == "weeks of work"
-
-
-def test_the_demonstration_goes_on_from_an_earlier_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demonstration, "K", 60)
-    get = demonstration.recipes.get
-    monkeypatch.setattr(demonstration.recipes, "get", lambda name: get(name).override({"epochs": 1}))
-    demonstration.run_demo(tmp_path / "out", progress=False)
-    state = (tmp_path / "out" / "vae-digits" / "model.safetensors").read_bytes()
-    (tmp_path / "out" / "note.txt").write_text("mine")
-    demonstration.run_demo(tmp_path / "out", progress=False)
-    assert (tmp_path / "out" / "vae-digits" / "model.safetensors").read_bytes() == state
-    assert (tmp_path / "out" / "note.txt").read_text() == "mine" and "vae-digits" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- archives

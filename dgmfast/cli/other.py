@@ -19,7 +19,7 @@ from dgmfast.errors import InputError
 @THREADS
 def demo(out: Path) -> None:
     """Train a VAE and an IWAE on handwritten digits, evaluate them, and draw figures: a minute."""
-    from dgmfast.cli.demonstration import run_demo
+    from dgmfast.examples.digits import run_demo
 
     run_demo(out)
 
