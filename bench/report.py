@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
     if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
         print(f"python -m bench report: {options.readme} must have one {BEGIN} and, after it, one {END}", file=sys.stderr)
         return 2
-    after = replace_marked(before, readme_part(machines, options.results, options.readme))
+    after = replace_marked(before, readme_part(machines))
     if after != before:
         store.write_atomically(options.readme, after)
     return 0
@@ -69,13 +69,10 @@ def fullest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
     return max((name for name, rows in machines.items() if rows[0]["device"] == device), key=measured, default=None)
 
 
-def readme_part(machines: Mapping[str, Sequence[Row]], results: Path, readme: Path) -> str:
-    """The tables and plots of a CPU and, where there is one, a GPU: of each the machine with the most measurements."""
-    parts = []
-    for name in filter(None, (fullest(machines, "cpu"), fullest(machines, "cuda"))):
-        picture = _link(results / name / "speedups.png", readme)
-        parts += [tables.summary(machines[name]), f"![Times slower than dgmfast, on {name}]({picture})"]
-    return "\n\n".join(parts)
+def readme_part(machines: Mapping[str, Sequence[Row]]) -> str:
+    """A few rows of a CPU and, where there is one, of a GPU: of each the machine with the most measurements."""
+    best = filter(None, (fullest(machines, "cpu"), fullest(machines, "cuda")))
+    return "\n\n".join(tables.highlights(machines[name]) for name in best)
 
 
 def _link(picture: Path, page: Path) -> str:
@@ -98,7 +95,8 @@ def full_report(machines: Mapping[str, Sequence[Row]], results: Path, page: Path
     )
     sections = []
     for name, rows in machines.items():
-        sections.append(f"## {name}\n\n{tables.summary(rows)}\n{tables.full(rows)}")
+        picture = f"![Times slower than dgmfast, on {name}]({_link(results / name / 'speedups.png', page)})"
+        sections.append(f"## {name}\n\n{tables.summary(rows)}\n\n{picture}\n{tables.full(rows)}")
         if any(row["case"] == "classes" for row in rows):
             sections.append(f"![A training step against the number of classes]({_link(results / name / CLASSES, page)})")
     return "\n\n".join([intro, *sections]) + "\n"

@@ -18,19 +18,55 @@ def summary(rows: Sequence[Row]) -> str:
     listed = headline(rows)
     lines = [_caption(rows, threads), "", "| Work | ours | × eager | × compile | besides |", "|---|--:|--:|--:|---|"]
     for work in listed:
-        cells = [work.title, format_seconds(work.ours_s) + (" per image" if work.case in ("L_5000", "sampling") else "")]
+        cells = [work.title, _ours(work)]
         cells += [_ratio(work, "eager"), _ratio(work, "compile"), "; ".join(_besides(work))]
         lines.append(f"| {' | '.join(cells)} |")
     lines += _notes(rows, listed, threads)
     return "\n".join(lines)
 
 
-def _caption(rows: Sequence[Row], threads: int) -> str:
+# The rows of the front page, by their titles.
+HIGHLIGHTS = (
+    "`gaussian_kl` 10000×784, forward+backward",
+    "`bernoulli_log_prob` 10000×784, forward+backward",
+    "`label_linear` 100×784 to 500, 10 classes, forward+backward",
+    "`L_5000` 784-200-200-50, 2 threads",
+    "`steps` ADGM, sparse sum, 10 classes, training step",
+    "`sampling` PixelCNN 28×28, batch 16, forward",
+)
+
+
+def highlights(rows: Sequence[Row]) -> str:
+    """The table of the front page: a few pieces of work, and how many times slower each rival is."""
+    threads = most_threads(rows)
+    by_title = {work.title: work for work in headline(rows)}
+    lines = [_machine(rows, threads) + ": medians, in float32, and how many times longer the others take.", ""]
+    lines += ["| work | dgmfast | eager PyTorch | torch.compile | others |", "|---|--:|--:|--:|---|"]
+    for work in (by_title[title] for title in HIGHLIGHTS if title in by_title):
+        eager, compiled, *others = (work.ratios[rival].value if rival in work.ratios else None for rival in RIVALS)
+        named = [f"{rival} {_times(value)}" for rival, value in zip(RIVALS[2:], others, strict=True) if value is not None]
+        lines.append(f"| {work.title} | {_ours(work)} | {_times(eager)} | {_times(compiled)} | {', '.join(named)} |")
+    return "\n".join(lines)
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}×" if value < 1000 else f"{value:.0f}×"
+
+
+def _ours(work: Work) -> str:
+    return format_seconds(work.ours_s) + (" per image" if work.case in ("L_5000", "sampling") else "")
+
+
+def _machine(rows: Sequence[Row], threads: int) -> str:
     last = max(rows, key=lambda row: row["date"])
-    commits = sorted({row["commit"] + ("+" if row["dirty"] else "") for row in rows})
     machine = f"{last['gpu']}" if "gpu" in last else f"{last['cpu']}, {last['cores']} cores, {threads} threads, {last['isa']}"
+    return f"{machine}, torch {last['torch']}"
+
+
+def _caption(rows: Sequence[Row], threads: int) -> str:
+    commits = sorted({row["commit"] + ("+" if row["dirty"] else "") for row in rows})
     return (
-        f"{machine}, torch {last['torch']}, float32, medians, commit {', '.join(commits)}. A ratio says how many times slower the"
+        f"{_machine(rows, threads)}, float32, medians, commit {', '.join(commits)}. A ratio says how many times slower the"
         " rival is; eager is the fastest of its forms in `bench/eager.py`; the target is in brackets; of two malloc settings the"
         " smaller ratio."
     )

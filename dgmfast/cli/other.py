@@ -46,8 +46,7 @@ def info() -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> NoReturn:
-    """Run the benchmarks of the source tree: the same as python -m bench."""
-    tree = Path(__file__).resolve().parents[2]
-    if not (tree / "bench" / "__main__.py").is_file():
-        raise InputError("the benchmarks are not installed: run `python -m bench` in dgmfast's source tree")
-    sys.exit(subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=tree).returncode)
+    """Run the benchmarks, in the source tree: the same as python -m bench."""
+    if not Path("bench", "__main__.py").is_file():
+        raise InputError("the benchmarks are not installed: run this in dgmfast's source tree")
+    sys.exit(subprocess.run([sys.executable, "-m", "bench", *arguments]).returncode)

@@ -1,0 +1,53 @@
+"""The code in README and docs runs as it stands, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code(page: Path) -> str:
+    """The Python blocks of a page as one script whose lines have the page's numbers."""
+    text = page.read_text()
+    lines = [""] * text.count("\n")
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        first = text.count("\n", 0, block.start(1))
+        content = block[1].splitlines()
+        lines[first : first + len(content)] = content
+    return "\n".join(lines)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+WITH_CODE = [page for page in PAGES if code(page).strip()]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_the_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "log_likelihood: a few samples dominate")
+        exec(compile(code(page), name(page), "exec"), {"__name__": "page"})
+
+
+def test_pages_with_code_are_among_them():
+    assert {"README.md", "docs/quickstart.md", "docs/evaluation.md"} <= {name(page) for page in WITH_CODE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{name(page)}: {link}"
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
