@@ -2,6 +2,7 @@
 #
 #   make demo     train and evaluate on handwritten digits, with figures        make test      the whole test suite
 #   make install  set-up and build only                                        make lint      ruff, clang-format, mypy
+#   make docs     the pages of docs/ in build/docs, warnings as errors
 #   make bench    time everything against its rivals                           make sanitize  kernels under ASan and UBSan
 #   make cuda-on-host   the CUDA kernels behind the ops, executed on the CPU, and each of their barriers left out in turn: 30 minutes
 #
@@ -21,7 +22,7 @@ OPS_TESTS := $(addprefix tests/,test_ops_common.py test_ops_autograd.py test_gau
   test_gaussian_merge.py test_gaussian_sample.py test_bernoulli_log_prob.py test_importance_bound.py test_importance_state.py \
   test_marginalize_labels.py test_label_linear.py test_linear_bernoulli_log_prob.py test_mlp_bernoulli_log_prob.py test_masked_conv2d.py)
 
-.PHONY: install demo test lint bench sanitize cuda-on-host clean
+.PHONY: install demo test lint docs bench sanitize cuda-on-host clean
 
 install: $(VENV)/built
 
@@ -36,6 +37,9 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+
+docs: install $(VENV)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 bench: install
 	$(BIN)/python -m bench
@@ -76,6 +80,10 @@ $(STAMP): requirements/lock.txt
 	$(PIP) install $(TORCH)
 	grep -v '^torch==' requirements/lock.txt > $(VENV)/lock-without-torch.txt
 	$(PIP) install -r $(VENV)/lock-without-torch.txt
+	touch $@
+
+$(VENV)/docs: $(STAMP) requirements/docs.txt
+	$(PIP) install -r requirements/docs.txt
 	touch $@
 
 $(VENV)/ready: $(STAMP)
