@@ -210,7 +210,7 @@ def check_draws(inputs: Inputs, outputs: Outputs, training: bool) -> Verdict:
 
 
 def op_cases(device: str, quick: bool = False) -> list[OpCase]:
-    """The cases of KERNELS.md's targets and a few beside them."""
+    """The cases of `targets.py` and a few beside them."""
     small, large, images, decoded = (100, 64), (10000, 784), (100, 784), (20000, 784)
     table = ops_table
     cases = [

@@ -260,7 +260,7 @@ def repeated_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, log_p
 
 
 def kept_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, rows: Tensor, y: Tensor, tau: float) -> Tensor:
-    """The sparse estimate of U(x), [U], from the kept pairs of row and label (KERNELS.md idea 9); eps_z [N, Z] is theirs."""
+    """The sparse estimate of U(x), [U], from the kept pairs of row and label; eps_z [N, Z] is theirs."""
     log_q = log_probs(p, x, auxiliary(p, x, eps_a)[0])
     onehot = F.one_hot(y, log_q.shape[1]).to(x.dtype)
     values, _ = row_bound(p, x[rows], onehot, eps_a[rows], eps_z)

@@ -1,6 +1,6 @@
 """What the tests of the model family share: tiny models, and their densities a second time, on torch.distributions.
 
-`factors` writes every model down again from MODELS.md §§2–7, on plain concatenated inputs [h, x, onehot(y)] and without
+`factors` writes every model down again from the thesis, on plain concatenated inputs [h, x, onehot(y)] and without
 `dgmfast.ops`: the tests compare the models' bounds with it and integrate it.
 """
 

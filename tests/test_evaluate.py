@@ -155,7 +155,7 @@ def test_mean_over_the_set():
 
 
 def test_active_units_are_those_above_the_threshold():
-    """MODELS.md §0: a mean KL above 0.01 nat over the rows."""
+    """A unit is active if its mean KL over the rows is above 0.01 nat."""
     units = {"z1": torch.tensor([0.5, 0.01, 0.011]), "z2": torch.tensor([-0.2, 0.0])}
     assert evaluate.active_units(units) == {"z1": 2, "z2": 0}
     assert evaluate.active_units(units, 0.1) == {"z1": 1, "z2": 0}

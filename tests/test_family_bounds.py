@@ -1,4 +1,4 @@
-"""The bounds of every model against brute force in float64 (MODELS.md §1)."""
+"""The bounds of every model against brute force in float64."""
 
 import math
 
@@ -26,7 +26,7 @@ from torch.distributions import kl_divergence
 from dgmfast.models import Noise, SampledLabel
 
 HALF = D * math.log(0.5)
-# Under q, the parents of p's factor do not depend on the variable itself (MODELS.md §1)
+# Under q, the parents of p's factor do not depend on the variable itself.
 EXACT = {
     "vae": {"z1"},
     "vae-2": {"z2"},
@@ -185,7 +185,7 @@ def test_a_kl_is_analytic_only_where_it_is_the_latents_term(variant):
 
 @with_labels
 def test_enumerated_and_sampled_labels_give_weights_of_one_mean_and_ordered_bounds(variant):
-    """MODELS.md §1: E w agrees; L_K over the labels is at least as high; both grow with K."""
+    """E w agrees; L_K over the labels is at least as high; both grow with K."""
     model, x, draws = widen(make(variant, scale=0.4), 1.0), binary(3), 40000
     with torch.no_grad():
         log_w = [model.log_weights(x, draws, y, seed=seed) for seed, y in enumerate((None, SampledLabel()))]

@@ -1,4 +1,4 @@
-"""Every model against its true log p(x): one-dimensional latents, integrated numerically (MODELS.md §1)."""
+"""Every model against its true log p(x): one-dimensional latents, integrated numerically."""
 
 import functools
 import math
@@ -134,7 +134,7 @@ def test_the_bounds_grow_with_k_and_stay_below_the_integral(variant, sampled):
 
 @pytest.mark.parametrize("variant", [variant for variant, sampled in FORMS if sampled])
 def test_u_is_below_the_importance_bound_and_both_below_the_integral(variant):
-    """MODELS.md §1: log w over the labels exceeds U's sample by KL(q(y|·) ‖ v_y/Σv)."""
+    """log w over the labels exceeds U's sample by KL(q(y|·) ‖ v_y/Σv)."""
     model = small(variant)
     with torch.no_grad():
         terms = model.draw(model.encode(EVERY_X), EVERY_X, 4000, Noise(5))

@@ -4,7 +4,7 @@ A label-free tensor of a draw is [B, k, ...]; `Labels` says what shape a labelle
 
 - an observed or sampled label: [B, k, ...], one label per row and sample;
 - the exact sum: [B, k, Y, ...], every label of every sample;
-- the sparse sum: [N, ...], the N kept (row, sample, label) triples (KERNELS.md, idea 9);
+- the sparse sum: [N, ...], the N kept (row, sample, label) triples (`SparseSum`);
 - the Gumbel-softmax relaxation: [B, k, ...], with a soft label.
 """
 

@@ -21,7 +21,7 @@ class Latent:
     """One latent of a draw: its sample z [B, k, D] with log q(z|·) [B, k], and the Gaussians q and p that it has there.
 
     p: None for N(0, I). exact: whether KL(q ‖ p) is this latent's term of the bound, because under q the parents of p do not
-    depend on z (MODELS.md §1). Where a label is summed over, all may be labelled (see `labels`).
+    depend on z. Where a label is summed over, all may be labelled (see `labels`).
     """
 
     z: Tensor

@@ -20,7 +20,7 @@ def log_softplus(a: Tensor) -> Tensor:
     return torch.where(a < -50.0, a, torch.log(F.softplus(a.clamp(min=-50.0))))
 
 
-# How the second half of a Gaussian head becomes a log-variance (MODELS.md §0: the thesis uses both).
+# How the second half of a Gaussian head becomes a log-variance. The thesis uses both forms.
 LOG_VAR_HEADS: dict[str, Callable[[Tensor], Tensor]] = {"log_var": lambda a: a, "softplus": log_softplus}
 
 

@@ -1,7 +1,7 @@
 """Gradients of the importance-weighted bound: the estimators IWAE, STL and DReG, and a form whose memory does not grow with K.
 
 All three are w̃ log w with constant normalised weights w̃, and differ in the weights that they give to three gradients of log w:
-the direct one of log p, the one through the samples, and the direct one of log q (MODELS.md §1).
+the direct one of log p, the one through the samples, and the direct one of log q.
 
 - iwae: w̃, w̃, w̃, the gradient of the bound itself (Burda et al. 2016);
 - stl: w̃, w̃, 0, biased for K > 1 (Roeder et al. 2017);

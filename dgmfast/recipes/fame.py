@@ -1,4 +1,4 @@
-"""FAME and its decoder alone (thesis §5.2; App. E; MODELS.md §8)."""
+"""FAME and its decoder alone (thesis §5.2; App. E)."""
 
 from __future__ import annotations
 

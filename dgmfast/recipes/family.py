@@ -1,4 +1,4 @@
-"""The experiments of the thesis's own models (MODELS.md §§2–7): half moons, MNIST, OMNIGLOT, SVHN and NORB."""
+"""The experiments of the thesis's own models: half moons, MNIST, OMNIGLOT, SVHN and NORB."""
 
 from __future__ import annotations
 

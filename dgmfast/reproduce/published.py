@@ -1,4 +1,4 @@
-"""The published tables (MODELS.md §10), and which recipe with which changes stands for each of their rows."""
+"""The published tables, and which recipe with which changes stands for each of their rows."""
 
 from __future__ import annotations
 
