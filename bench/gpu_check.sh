@@ -162,12 +162,13 @@ def installed(requirement):
 sys.path.insert(0, "tests")
 train = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
 absent = [requirement for requirement in train if not installed(requirement)]
-for path in sorted(pathlib.Path("tests").glob("test_*.py")):
+for path in sorted(pathlib.Path("tests").rglob("test_*.py")):
     body = ast.parse(path.read_text()).body
     names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {f"{node.module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
     roots = sorted({name.split(".")[0] for name in names})
-    needs = [root for root in roots if importlib.util.find_spec(root) is None] + (absent if "toy" in roots else [])
+    needs = [root for root in roots if importlib.util.find_spec(root) is None] + (absent if "support.toy" in names else [])
     print(f"left out: {path} (needs {', '.join(needs)})" if needs else path, file=sys.stderr if needs else sys.stdout)
 EOF
 }
@@ -180,7 +181,7 @@ run_tests() { # NAME SECONDS EXPRESSION
   tell "$1" '[0-9]+ (passed|failed|errors?) |^(FAILED|ERROR) '
 }
 if [[ $rehearse = yes ]]; then
-  files=(tests/test_gaussian_kl.py tests/test_vae.py)
+  files=(tests/ops/test_gaussian_kl.py tests/models/test_vae.py)
   run_tests tests 200 'cpu and not compile'
 else
   run_tests tests 100 '(cuda or devices) and not compile and not inductor and not opcheck'

@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("max_mlp_layers") = dgmfast::kMaxMlpLayers;
   m.attr("cuda_architectures") = DGMFAST_CUDA_ARCHITECTURES;
 #ifdef DGMFAST_CUDA_ON_HOST
-  m.attr("cuda_on_host") = true;  // tests/op_cases.py: the CPU takes what a card takes
+  m.attr("cuda_on_host") = true;  // tests/support/op_cases.py: the CPU takes what a card takes
 #else
   m.attr("cuda_on_host") = false;
 #endif

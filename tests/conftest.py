@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import DEVICES, PATHS, dtypes_of
+from support.op_cases import DEVICES, PATHS, dtypes_of
 
 from dgmfast import _C, data
 

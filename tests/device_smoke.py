@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import torch
-from op_cases import CASES, Case, assert_matches_reference, assert_within_tolerance, dtypes_of, evaluate, output_weights
+from support.op_cases import CASES, Case, assert_matches_reference, assert_within_tolerance, dtypes_of, evaluate, output_weights
 
 from dgmfast import ops, reference
 

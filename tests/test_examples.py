@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import refused
 from dgmfast.examples import digits
+from support.command_line import refused
 
 from dgmfast import evaluate, models, recipes
 

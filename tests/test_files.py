@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import call, refused
-from toy import dataset, recipe
+from support.command_line import call, refused
+from support.toy import dataset, recipe
 
 from dgmfast import files, train
 from dgmfast.data import files as data_files

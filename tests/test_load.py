@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import ISAS
+from support.op_cases import ISAS
 
 import dgmfast
 from dgmfast import _C
