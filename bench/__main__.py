@@ -14,15 +14,16 @@ from typing import NoReturn
 
 import torch
 
-from bench import machine, report, store
-from bench.cases import Context, op_cases
-from bench.floors import FloorCase
+from bench import machine, store
+from bench.cases.floors import FloorCase
+from bench.cases.image_steps import MODELS as IMAGE_MODELS
+from bench.cases.image_steps import ImageStepCase
+from bench.cases.likelihood import TRAINING_MEMORY, LikelihoodCase, MemoryCase
+from bench.cases.op_cases import Context, op_cases
+from bench.cases.sampling import SamplingCase
+from bench.cases.steps import MODELS, ClassesCase, StepCase
 from bench.harness import QUICK, Settings, progress_line
-from bench.image_steps import MODELS as IMAGE_MODELS
-from bench.image_steps import ImageStepCase
-from bench.likelihood import TRAINING_MEMORY, LikelihoodCase, MemoryCase
-from bench.sampling import SamplingCase
-from bench.steps import MODELS, ClassesCase, StepCase
+from bench.report import page as report
 
 # glibc reads its tunables when a process starts: with these it keeps large temporaries instead of giving them back to the
 # system, whose page faults otherwise count against whoever allocates

@@ -175,7 +175,7 @@ def test_a_limit_of_no_bytes_is_one_line_and_exit_code_2(command, run, tmp_path)
         [sys.executable, "-m", "dgmfast", command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)},
     )

@@ -38,7 +38,7 @@ def run(code: str, *paths: Path, site: bool = False, **environment: str) -> list
     """
     command = [sys.executable, "-I", *([] if site else ["-S"]), "-c", code, *map(str, paths)]
     settings = {name: value for name, value in os.environ.items() if not name.startswith("DGMFAST")} | environment
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=settings, cwd=os.sep)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings, cwd=os.sep)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("|")
 
@@ -162,7 +162,7 @@ def test_traceback_ends_with_the_sentence(source_tree: Path) -> None:
     """What a user sees who just types `import dgmfast`."""
     code = "import sys; sys.path[:0] = sys.argv[1:]; import dgmfast"
     command = [sys.executable, "-I", "-S", "-c", code, str(source_tree)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: dgmfast needs PyTorch")
 

@@ -11,10 +11,11 @@ import pytest
 from support.measurements import ROOT, row
 
 from bench import __main__ as command
-from bench import harness, report, store
-from bench.cases import Context, OpCase, checker, contenders_of
-from bench.ops_table import BOUND
-from bench.ratios import works
+from bench import harness, store
+from bench.cases.op_cases import Context, OpCase, checker, contenders_of
+from bench.cases.ops_table import BOUND
+from bench.report import page as report
+from bench.report.ratios import works
 
 CPU = Context("cpu", 1, "default", harness.QUICK, compile=False, quick=True)
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bench import harness, image_steps, store
+from bench import harness, store
 from bench.__main__ import main
-from bench.cases import Context
+from bench.cases import image_steps
+from bench.cases.op_cases import Context
 
 FORMS = {"masked": image_steps.masked, "cropped": image_steps.cropped}
 

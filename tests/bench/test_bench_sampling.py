@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import harness, pixelcnn_eager, ratios
-from bench.cases import Context
-from bench.sampling import SamplingCase, benchmark_layers, checker
+from bench import harness
+from bench.cases.op_cases import Context
+from bench.cases.sampling import SamplingCase, benchmark_layers, checker
+from bench.report import ratios
+from bench.rivals import pixelcnn as pixelcnn_eager
 from dgmfast.nn import PixelOutput, sample_pixels
 
 CPU = Context("cpu", 1, "default", harness.QUICK, compile=False, quick=True)

@@ -15,11 +15,14 @@ from support.measurements import ROOT, row
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import eager_steps, harness, report, steps, store
+from bench import harness, store
 from bench.__main__ import main
-from bench.cases import Context
-from bench.ratios import headline
-from bench.targets import STEP
+from bench.cases import steps
+from bench.cases.op_cases import Context
+from bench.report import page as report
+from bench.report.ratios import headline
+from bench.report.targets import STEP
+from bench.rivals import steps as eager_steps
 
 TINY = steps.Size(x_dim=20, hidden=(9, 8, 7), latent=5, classes=3, unlabelled=8, labelled=6)
 BY_HAND = eager_steps.bernoulli_log_prob_by_hand

@@ -301,7 +301,7 @@ def test_interrupted(tmp_path):
         time.sleep(0.02)
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=240)
     assert child.returncode == 130
     assert "Traceback" not in told and f"dgmfast train --out {tmp_path / 'run'} --resume" in told
     assert not list((tmp_path / "run").glob(".*"))
@@ -315,9 +315,9 @@ def test_a_real_limit_on_files_and_a_wrong_name(tmp_path):
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))}
     full = process("train", "vae-digits", "--out", tmp_path / "run", "--epochs", 1, "--no-figures", "--no-progress", **limit)
     wrong = process("train", "vae-digts")
-    told = full.communicate(timeout=60)[1].splitlines()
+    told = full.communicate(timeout=240)[1].splitlines()
     assert full.returncode == 2 and len(told) == 1
     assert told[0].startswith(f"Error: cannot write {tmp_path / 'run' / 'state.pt'}: File too large")
     assert not list((tmp_path / "run").glob(".*"))
-    told = wrong.communicate(timeout=60)[1].splitlines()
+    told = wrong.communicate(timeout=240)[1].splitlines()
     assert wrong.returncode == 2 and len(told) == 1 and "did you mean vae-digits" in told[0]

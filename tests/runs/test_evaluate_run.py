@@ -250,7 +250,7 @@ def test_both_processes_learn_of_an_error_of_one(run, tmp_path):
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     command = [sys.executable, str(tmp_path / "child.py"), str(run), str(tmp_path)]
     children = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(2)]
-    assert [child.wait(timeout=180) for child in children] == [0, 0]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
     told = {(tmp_path / f"error{rank}").read_text() for rank in range(2)}
     assert told == {"log_likelihood: the weights of row 10 are not finite; look at log p(x|z)"}
 
@@ -259,7 +259,7 @@ def test_torchrun_gives_the_numbers_of_one_process(run, undisturbed):
     """The documented command; only the first process speaks and writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dgmfast"]
     command += ["evaluate", str(run), *SAME]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("L_600 took") == 1 and "Error" not in done.stderr and partials(run) == []
     found, expected = rows_of((run / "evaluation.csv").read_bytes()), rows_of(undisturbed["evaluation.csv"])

@@ -38,7 +38,7 @@ def command(*arguments, **environment) -> subprocess.Popen[str]:
     )
 
 
-def told(child: subprocess.Popen[str], seconds: float = 90.0) -> list[str]:
+def told(child: subprocess.Popen[str], seconds: float = 240.0) -> list[str]:
     """The lines of an error with exit code 2."""
     lines = child.communicate(timeout=seconds)[1].splitlines()
     assert child.returncode == 2, lines
@@ -120,7 +120,7 @@ def test_an_error_of_the_second_process_alone_is_told_by_it(tmp_path):
     arguments = ["train", "vae-digits", "--epochs", "1", "--no-figures", "--no-progress", "--out", str(tmp_path / "run")]
     start = time.monotonic()
     done = subprocess.run(
-        [*TORCHRUN, str(tmp_path / "child.py"), *arguments], capture_output=True, text=True, timeout=120, env={**clean(), **CPU}
+        [*TORCHRUN, str(tmp_path / "child.py"), *arguments], capture_output=True, text=True, timeout=240, env={**clean(), **CPU}
     )
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == ["Error in process 1 of 2: no data here"]
@@ -132,7 +132,7 @@ def test_an_error_that_all_processes_have_is_told_once(tmp_path):
         [*TORCHRUN, "-m", "dgmfast", "evaluate", str(tmp_path / "nowhere")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**clean(), **CPU},
     )
     assert done.returncode != 0 and done.stderr.count("is not the folder of a run") == 1, done.stderr
@@ -150,7 +150,7 @@ def test_too_few_labelled_rows_for_batch_normalisation_leave_no_folder(batch, tm
         assert "labelled_batch 1 for 1 process" in lines[-1]
     else:
         whole = [*TORCHRUN, "-m", "dgmfast", *arguments, *setting]
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=120, env={**clean(), **CPU})
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env={**clean(), **CPU})
         assert done.returncode != 0 and "labelled_batch 2 for 2 processes" in done.stderr
     assert not Path(run).exists()
 

@@ -111,7 +111,7 @@ def two_processes(tmp_path_factory) -> Path:
         subprocess.Popen([sys.executable, str(out / "child.py"), str(out)], env={**common, "RANK": str(rank)})
         for rank in range(2)
     ]
-    assert [child.wait(timeout=180) for child in children] == [0, 0]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
     return out
 
 
@@ -177,7 +177,7 @@ def test_torchrun(tmp_path):
     """The documented command; only the first process speaks and writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dgmfast"]
     command += ["train", "vae-digits", "--epochs", "1", "--no-figures", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 1
     assert len(metrics(tmp_path / "run")) == 1

@@ -87,7 +87,7 @@ def killed_runs(tmp_path_factory) -> dict[str, Path]:
     folders = {moment: base / str(i) for i, moment in enumerate(MOMENTS)}
     told = json.dumps({str(folders[moment]): where for moment, where in MOMENTS.items()})
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, str(base / "killer.py"), told], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, str(base / "killer.py"), told], env=environment, check=True, timeout=240)
     return folders
 
 

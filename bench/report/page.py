@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import plot, store, tables
+from bench import store
 from bench.machine import ROOT
+from bench.report import plot, tables
 from bench.store import Row
 
 CLASSES = "classes.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.ratios import RIVALS, headline, most_threads
+from bench.report.ratios import RIVALS, headline, most_threads
 from bench.store import Row
 
 # Okabe and Ito's colours and two of Tol's, which colour-blind readers tell apart, and a shape for each besides.

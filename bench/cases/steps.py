@@ -12,13 +12,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench import eager_steps
-from bench.cases import Context
-from bench.eager import bernoulli_log_prob_pointwise
-from bench.eager_steps import Batch, Eps, Layout, Parameters
+from bench.cases.op_cases import Context
 from bench.harness import Contender, Inputs, Outputs, Settings, Verdict, measure, relative_error
+from bench.report.targets import STEP
+from bench.rivals import steps as eager_steps
+from bench.rivals.ops import bernoulli_log_prob_pointwise
+from bench.rivals.steps import Batch, Eps, Layout, Parameters
 from bench.store import Row
-from bench.targets import STEP
 from dgmfast import reference
 from dgmfast.models import ADGM, Noise, SparseSum, create
 from dgmfast.models.adgm import A, Z

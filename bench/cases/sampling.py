@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import pixelcnn_eager
-from bench.cases import FORWARD, Context
+from bench.cases.op_cases import FORWARD, Context
 from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, measure, summarise
+from bench.rivals import pixelcnn as pixelcnn_eager
 from bench.store import Row
 from dgmfast.nn import CausalLayer, MaskedConv2d, PixelOutput, sample_pixels
 from dgmfast.nn.pixelcnn_naive import causal_stack

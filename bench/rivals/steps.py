@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.eager import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob, gaussian_kl
+from bench.rivals.ops import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob, gaussian_kl
 from dgmfast.models import ADGM
 
 Parameters = dict[str, Tensor]

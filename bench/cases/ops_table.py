@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import distributions, eager, eager_decoder
 from bench.harness import Inputs
+from bench.rivals import decoder as eager_decoder
+from bench.rivals import distributions
+from bench.rivals import ops as eager
 from dgmfast import ops, reference
 
 Function = Callable[..., Any]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.eager import (
+from bench.rivals.ops import (
     bernoulli_log_prob,
     bernoulli_log_prob_forward,
     bernoulli_log_prob_pointwise,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from bench.eager import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob_forward, gaussian_log_prob_forward
+from bench.rivals.ops import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob_forward, gaussian_log_prob_forward
 from dgmfast.models import VAE
 from dgmfast.nn import BernoulliOutput, GaussianOutput
 

@@ -1,4 +1,4 @@
-"""`python -m bench.memory CASE CONTENDER K DEVICE THREADS`: memory and time of L_K, or of a step that trains on it, as JSON."""
+"""`python -m bench.cases.memory CASE CONTENDER K DEVICE THREADS`: memory and time of L_K, or of a step on it, as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.eager_likelihood import eager_log_likelihood
-from bench.likelihood import benchmark_vae, images
+from bench.cases.likelihood import benchmark_vae, images
+from bench.rivals.likelihood import eager_log_likelihood
 from dgmfast import evaluate
 from dgmfast.models import VAE
 from dgmfast.objectives import Objective

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import cuda, ops_table
-from bench.eager import rows_of_block
+from bench import cuda
+from bench.cases import ops_table
+from bench.cases.ops_table import Function, Op
 from bench.harness import (
     Call,
     Check,
@@ -24,7 +25,7 @@ from bench.harness import (
     measure,
     relative_error,
 )
-from bench.ops_table import Function, Op
+from bench.rivals.ops import rows_of_block
 from bench.store import Row
 from dgmfast import reference
 

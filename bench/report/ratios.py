@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.report.targets import Target, target_of
 from bench.store import Row
-from bench.targets import Target, target_of
 
 CASES = (
     "gaussian_kl",

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import eager
-from bench.cases import Context
-from bench.eager import gaussian_kl
+from bench.cases.op_cases import Context
+from bench.cases.steps import Step, checker
 from bench.harness import Contender, Outputs, Settings, measure
-from bench.steps import Step, checker
+from bench.report.targets import STEP
+from bench.rivals import ops as eager
+from bench.rivals.ops import gaussian_kl
 from bench.store import Row
-from bench.targets import STEP
 from dgmfast import reference
 from dgmfast.models import FAME, GenerativeModel, PixelCNN, create
 from dgmfast.models.lvae import climb

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.harness import format_seconds
-from bench.ratios import RIVALS, Work, headline, most_threads, works
+from bench.report.ratios import RIVALS, Work, headline, most_threads, works
 from bench.store import Row
 
 # Below this, memory traffic is not what bounds an op.
@@ -67,8 +67,8 @@ def _caption(rows: Sequence[Row], threads: int) -> str:
     commits = sorted({row["commit"] + ("+" if row["dirty"] else "") for row in rows})
     return (
         f"{_machine(rows, threads)}, float32, medians, commit {', '.join(commits)}. A ratio says how many times slower the"
-        " rival is; eager is the fastest of its forms in `bench/eager.py`; the target is in brackets; of two malloc settings the"
-        " smaller ratio."
+        " rival is; eager is the fastest of its forms in `bench/rivals/ops.py`; the target is in brackets; of two malloc settings"
+        " the smaller ratio."
     )
 
 

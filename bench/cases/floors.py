@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.cases import Context
+from bench.cases.op_cases import Context
 from bench.store import Row
 
 Work = tuple[Callable[[], object], float, str]  # what to time, what it does, in which unit

@@ -14,9 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import cuda, eager, eager_likelihood, peers
-from bench.cases import FORWARD, TRAINING, Context
+from bench import cuda
+from bench.cases.op_cases import FORWARD, TRAINING, Context
 from bench.harness import Check, Contender, Inputs, Outputs, Settings, Verdict, cpu_sampler, measure
+from bench.rivals import likelihood as eager_likelihood
+from bench.rivals import ops as eager
+from bench.rivals import peers
 from bench.store import Row
 from dgmfast import evaluate, reference
 from dgmfast.models import VAE
@@ -180,7 +183,16 @@ class MemoryCase:
             rows = []
             for contender in self.contenders:
                 k = str(columns["shape"]).removeprefix("K=")
-                command = [sys.executable, "-m", "bench.memory", self.name, contender, k, context.device, str(context.threads)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "bench.cases.memory",
+                    self.name,
+                    contender,
+                    k,
+                    context.device,
+                    str(context.threads),
+                ]
                 done = subprocess.run(command, capture_output=True, text=True)
                 row: Row = {"contender": contender, "status": "ok" if done.returncode == 0 else "failed"}
                 row |= json.loads(done.stdout) if done.returncode == 0 else {"note": done.stderr.strip()[-300:]}

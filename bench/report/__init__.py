@@ -1,0 +1,1 @@
+"""What the measurements say: ratios against targets, tables, pictures and pages."""
