@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dgmfast.examples import digits
 from support.command_line import refused
 
 from dgmfast import evaluate, models, recipes
+from dgmfast.examples import digits, drop_in
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -45,3 +48,18 @@ def test_the_plain_bound_is_the_same_bound(settings: dict[str, Any]):
     ours, plain = evaluate.log_likelihood(model, x, 4000), digits.plain_log_likelihood(model, x, 4000)
     # both have a standard error of their own; six of the two together, once in 10^8 by chance
     assert ((plain.double() - ours.log_px).abs() < 6.0 * 2**0.5 * ours.std_error).all()
+
+
+def test_the_example_of_the_front_page(capsys):
+    """Its two losses are draws of one number, and the file has the front page's lines."""
+    front = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert front
+    texts = front[1], Path(drop_in.__file__).read_text()
+    shown, there = ([line.split("#")[0].rstrip() for line in text.splitlines()] for text in texts)
+    assert set(shown) <= {*there, "loss(x).backward()"}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        plain, ours = (torch.stack([f(drop_in.x) for _ in range(400)]) for f in (drop_in.plain_loss, drop_in.loss))
+    error = ((plain.var() + ours.var()) / 400).sqrt()
+    assert (plain.mean() - ours.mean()).abs() < 6.0 * error
+    assert drop_in.seconds(drop_in.loss, 2) > 0.0
