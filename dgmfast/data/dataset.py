@@ -24,7 +24,7 @@ class Split:
 class Dataset:
     """A data set with its splits and what a reader of results on it should know (`note`).
 
-    kind says what x holds, and so what `redraw` makes of it:
+    kind says what x holds, and so what `sample_inputs` makes of it:
     "grey": Bernoulli means in [0, 1]; "binary": zeros and ones; "levels": integers 0 to 255, to be dequantised; "real": any.
     """
 

@@ -39,10 +39,10 @@ def sample_inputs(dataset: Dataset, x: Tensor, seed: int) -> Tensor:
     x = x.detach()
     width = dataset.train.x.shape[1]
     if x.ndim != 2 or x.shape[1] != width:
-        raise InputError(f"redraw: x must be rows [N, {width}] of {dataset.name}; got {list(x.shape)}")
+        raise InputError(f"sample_inputs: x must be rows [N, {width}] of {dataset.name}; got {list(x.shape)}")
     if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 255) & (x == x.round())).all():
-        raise InputError(f"redraw: x must hold the levels 0 to 255 of {dataset.name}; got other values in {x.dtype}")
-    uniform = torch.rand(x.shape, generator=_generator("redraw", seed), dtype=torch.float32)
+        raise InputError(f"sample_inputs: x must hold the levels 0 to 255 of {dataset.name}; got other values in {x.dtype}")
+    uniform = torch.rand(x.shape, generator=_generator("sample_inputs", seed), dtype=torch.float32)
     noisy = uniform.to(x.device).add_(x)  # [N, D]; in place: SVHN with its extra set is 7 GB in float32
     return noisy if dataset.scale is None else noisy.div_(dataset.scale.to(x.device))
 
@@ -68,23 +68,23 @@ def balanced_subset(y: Tensor, n: int, seed: int, classes: int) -> Tensor:
     too few rows.
     """
     if y.ndim != 1 or y.is_floating_point() or y.is_complex():
-        raise InputError(f"few_labels: y must be integer labels [N]; got {y.dtype} {list(y.shape)}")
+        raise InputError(f"balanced_subset: y must be integer labels [N]; got {y.dtype} {list(y.shape)}")
     if classes < 1 or n < 1 or n % classes:
-        raise InputError(f"few_labels: n must be a positive multiple of classes, {classes}; got {n}")
+        raise InputError(f"balanced_subset: n must be a positive multiple of classes, {classes}; got {n}")
     if n > len(y):
-        raise InputError(f"few_labels: n must be at most the number of rows, {len(y)}; got {n}")
+        raise InputError(f"balanced_subset: n must be at most the number of rows, {len(y)}; got {n}")
     outside = (y < 0) | (y >= classes)
     if outside.any():
-        raise InputError(f"few_labels: y must lie in 0..{classes - 1}; got {y[outside][0].item()}")
+        raise InputError(f"balanced_subset: y must lie in 0..{classes - 1}; got {y[outside][0].item()}")
     each = n // classes
-    generator = _generator("few_labels", seed)
+    generator = _generator("balanced_subset", seed)
     chosen = []
     for label in range(classes):
         rows = (y == label).nonzero().flatten().cpu()
         if not len(rows):
-            raise InputError(f"few_labels: expected rows of each class 0..{classes - 1}; got none of class {label}")
+            raise InputError(f"balanced_subset: expected rows of each class 0..{classes - 1}; got none of class {label}")
         if len(rows) < each:
-            raise InputError(f"few_labels: expected at least {each} rows of class {label} for n = {n}; got {len(rows)}")
+            raise InputError(f"balanced_subset: expected at least {each} rows of class {label} for n = {n}; got {len(rows)}")
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:each]])
     return torch.cat(chosen).sort().values.to(y.device)
 

@@ -295,8 +295,3 @@ LABEL_SUMS: dict[str, type[LabelEstimator]] = {
 def _pick(log_probs: Tensor, y: Tensor) -> Tensor:
     """log_probs [B, k, Y] at y [B, 1 or k] -> [B, k]."""
     return log_probs.gather(-1, y.expand(log_probs.shape[:2]).unsqueeze(-1)).squeeze(-1)
-
-
-def uniform_log_prior(classes: int) -> Tensor:
-    """log p(y) of the uniform prior, [Y]."""
-    return torch.full((classes,), -math.log(classes))

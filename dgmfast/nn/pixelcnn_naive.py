@@ -40,7 +40,7 @@ def pixelcnn_sample(
     keep: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`sampling.sample_pixels` by a pass over the whole image for each pixel and channel."""
+    """`sample_pixels` by a pass over the whole image for each pixel and channel."""
     like = layers[0].conv.weight
     return pixels_by_passes(lambda x: causal_stack(layers, x, condition), like, output, uniforms, observed, keep, temperature)
 

@@ -51,7 +51,7 @@ class Objective:
     alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis: the cross-entropy of the labelled rows has the weight
     α = alpha (N_l + N_u)/N_l (App. A eq. 13). label_sum: "exact", "sparse" (with tau) or "gumbel" (with temperature), how the
     sum over the label of an unlabelled row is taken in training; the last two need k = 1.
-    estimator: "iwae", "stl" or "dreg", whose gradient is followed (`dgmfast.estimators`). chunk: how many samples of a row to
+    estimator: "iwae", "stl" or "dreg", whose gradient is followed (objectives.estimators). chunk: how many samples of a row to
     hold at once, so that memory does not grow with m·k; 0 holds all. weight_filter: with a chunk, leave samples whose normalised
     weight is below it out of the gradient. running_statistics: with stl, dreg or a chunk, let batch norm between the samples take
     its running statistics, because that of a batch would couple them. These follow log-density ratios, never an analytic KL.
@@ -104,7 +104,7 @@ class Objective:
 
     @property
     def _streams(self) -> bool:
-        """Whether the gradient is one of `dgmfast.estimators`."""
+        """Whether the gradient is one of objectives.estimators."""
         return self.estimator != "iwae" or self.chunk > 0
 
     def check(self, model: GenerativeModel, x: Tensor, labelled: bool) -> None:

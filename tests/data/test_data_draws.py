@@ -57,14 +57,14 @@ def test_binarize_refuses(bad):
 def test_seed_refused(seed):
     with raises("binarize: seed must be an integer", repr(seed)):
         data.binarize(torch.zeros(2), seed)
-    with raises("redraw: seed must be an integer", repr(seed)):
+    with raises("sample_inputs: seed must be an integer", repr(seed)):
         levels = torch.zeros(2, 1, dtype=torch.uint8)
         data.sample_inputs(dataset("levels", levels), levels, seed)
-    with raises("few_labels: seed must be an integer", repr(seed)):
+    with raises("balanced_subset: seed must be an integer", repr(seed)):
         data.balanced_subset(torch.arange(2), 2, seed, 2)
 
 
-# ---------------------------------------------------------------- redraw
+# ---------------------------------------------------------------- sample_inputs
 
 
 def dataset(kind: str, x: torch.Tensor, scale: torch.Tensor | None = None) -> data.Dataset:
@@ -112,26 +112,26 @@ def test_redraw_adds_uniform_noise():
 def test_redraw_refuses_what_is_no_level(bad):
     x = torch.zeros(3, 2)
     x[1, 1] = bad
-    with raises("redraw: x must hold the levels 0 to 255 of rows"):
+    with raises("sample_inputs: x must hold the levels 0 to 255 of rows"):
         data.sample_inputs(dataset("levels", x), x, 0)
 
 
 def test_redraw_and_dataset_refuse():
     x = torch.zeros(3, 2, dtype=torch.uint8)
-    with raises("redraw: x must be rows [N, 2] of rows", "got [3, 1]"):
+    with raises("sample_inputs: x must be rows [N, 2] of rows", "got [3, 1]"):
         data.sample_inputs(dataset("levels", x), x[:, :1], 0)
-    with raises("redraw: x must be rows [N, 2]", "got [2]"):
+    with raises("sample_inputs: x must be rows [N, 2]", "got [2]"):
         data.sample_inputs(dataset("levels", x), x[0], 0)
     with raises("Dataset: kind must be one of grey, binary, levels, real", "got 'gray'"):
         replace(dataset("grey", x), kind="gray")
 
 
-# ---------------------------------------------------------------- few_labels
+# ---------------------------------------------------------------- balanced_subset
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
-def test_few_labels_is_even_seeded_and_nested(classes, each, seed):
+def test_balanced_subset_is_even_seeded_and_nested(classes, each, seed):
     draw = torch.Generator().manual_seed(seed)
     y = torch.arange(classes).repeat(each + 3)[torch.randperm(classes * (each + 3), generator=draw)]
     chosen = data.balanced_subset(y, each * classes, seed, classes)
@@ -141,7 +141,7 @@ def test_few_labels_is_even_seeded_and_nested(classes, each, seed):
     assert set(chosen.tolist()) <= set(data.balanced_subset(y, (each + 1) * classes, seed, classes).tolist())
 
 
-def test_few_labels_depends_on_the_seed():
+def test_balanced_subset_depends_on_the_seed():
     y = torch.arange(10).repeat(100)
     assert not torch.equal(data.balanced_subset(y, 100, 0, 10), data.balanced_subset(y, 100, 1, 10))
 
@@ -161,6 +161,6 @@ def test_few_labels_depends_on_the_seed():
         (torch.zeros(2, 2, dtype=torch.int64), 2, 2, ["integer labels [N]", "[2, 2]"]),
     ],
 )
-def test_few_labels_refuses(y, n, classes, parts):
-    with raises("few_labels", *parts):
+def test_balanced_subset_refuses(y, n, classes, parts):
+    with raises("balanced_subset", *parts):
         data.balanced_subset(y, n, 0, classes)
