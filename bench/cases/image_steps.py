@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.cases.op_cases import Context
-from bench.cases.steps import Step, checker
+from bench.cases.steps import Step, checker, step_groups
 from bench.harness import Contender, Outputs, Settings, measure
-from bench.report.targets import STEP
 from bench.rivals import ops as eager
 from bench.rivals.ops import gaussian_kl
 from bench.store import Row
@@ -150,10 +149,7 @@ class ImageStepCase:
         return MODELS[self.model]
 
     def groups(self, context: Context) -> list[Row]:
-        if context.device != "cpu":
-            return []
-        columns = context.columns() | {"case": self.name, "mode": STEP, "dtype": "float32"}
-        return [columns | {"shape": f"{self.label}, {BATCH} images"}]
+        return step_groups(context, self.name, [f"{self.label}, {BATCH} images"])
 
     def run(self, context: Context) -> Iterator[list[Row]]:
         torch._dynamo.reset()

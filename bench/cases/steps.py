@@ -233,6 +233,13 @@ def _compiled(loss: Loss) -> Loss:
     return torch.compile(loss, fullgraph=True, dynamic=False)
 
 
+def step_groups(context: Context, case: str, shapes: Sequence[str]) -> list[Row]:
+    """The columns of training steps, one row per shape; they are timed on a CPU alone."""
+    if context.device != "cpu":
+        return []
+    return [context.columns() | {"case": case, "mode": STEP, "dtype": "float32", "shape": shape} for shape in shapes]
+
+
 @dataclass(frozen=True)
 class StepCase:
     """A training step of one model: the exact sum and the sparse one against every rival, measured together."""
@@ -245,11 +252,8 @@ class StepCase:
         return MODELS[self.model]
 
     def groups(self, context: Context) -> list[Row]:
-        if context.device != "cpu":
-            return []
         classes = _size(context).classes
-        columns = context.columns() | {"case": self.name, "mode": STEP, "dtype": "float32"}
-        return [columns | {"shape": f"{self.label}, {how} sum, {classes} classes"} for how in ("exact", "sparse")]
+        return step_groups(context, self.name, [f"{self.label}, {how} sum, {classes} classes" for how in ("exact", "sparse")])
 
     def run(self, context: Context) -> Iterator[list[Row]]:
         torch._dynamo.reset()
@@ -289,11 +293,9 @@ class ClassesCase:
         return MODELS[self.model]
 
     def groups(self, context: Context) -> list[Row]:
-        if context.device != "cpu":
-            return []
-        columns = context.columns() | {"case": self.name, "mode": STEP, "dtype": "float32"}
         classes = CLASSES[:2] if context.quick else CLASSES
-        return [columns | {"shape": f"{self.label}, sparse sum, {count} classes", "classes": count} for count in classes]
+        rows = step_groups(context, self.name, [f"{self.label}, sparse sum, {count} classes" for count in classes])
+        return [row | {"classes": count} for row, count in zip(rows, classes, strict=False)]
 
     def run(self, context: Context) -> Iterator[list[Row]]:
         settings = context.settings if context.quick else Settings(seconds=2.0, min_rounds=5, max_rounds=60, sample_seconds=0.0)
