@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from dgmfast import ops
 from dgmfast.models.checks import check_sizes
 from dgmfast.models.label_model import LabelModel
-from dgmfast.models.lvae import climb
+from dgmfast.models.lvae import climb, upward_layers
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import MLP, OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, GaussianHead, lookup
+from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, ConditionalMLP, lookup
 
 
 class LabelLVAE(LabelModel):
@@ -38,13 +38,8 @@ class LabelLVAE(LabelModel):
         check_sizes(x_dim, latent, hidden)
         self.x_dim, self.latent = x_dim, tuple(latent)
         layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        self.up, self.q, self.p = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        n_in = x_dim
-        for size, widths in zip(latent, hidden, strict=True):
-            mlp = MLP(n_in, widths, **layers)
-            n_in = mlp.n_out
-            self.up.append(mlp)
-            self.q.append(GaussianHead(n_in, size, head, batch_norm))
+        self.up, self.q = upward_layers(x_dim, latent, hidden, head=head, norm_head=batch_norm, **layers)
+        self.p = nn.ModuleList()
         for i in range(1, len(latent)):
             self.p.append(
                 ConditionalGaussian(latent[i], hidden[i][::-1], latent[i - 1], head=head, num_classes=num_classes, **layers)

@@ -16,6 +16,25 @@ from dgmfast.models.vae import HierarchicalVAE
 from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP
 
 
+def upward_layers(
+    n_in: int,
+    latent: Sequence[int],
+    hidden: Sequence[Sequence[int]],
+    activation: str,
+    batch_norm: bool,
+    head: str,
+    norm_head: bool,
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The MLPs and the heads that `climb` takes; an MLP of no widths passes d on."""
+    up, heads = nn.ModuleList(), nn.ModuleList()
+    for widths, size in zip(hidden, latent, strict=True):
+        mlp = MLP(n_in, widths, activation, batch_norm)
+        n_in = mlp.n_out
+        up.append(mlp)
+        heads.append(GaussianHead(n_in, size, head, norm_head))
+    return up, heads
+
+
 def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
     """q̂(z_n) = head_n(d_n), d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
     q_hat = []
@@ -79,10 +98,7 @@ class LVAE(Ladder):
         check_flags(batch_norm=batch_norm, norm_heads=norm_heads)
         self.x_dim, self.latent = x_dim, tuple(latent)
         layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head, "norm_head": norm_heads}
-        self.up, self.q = nn.ModuleList(), nn.ModuleList()
-        for n_in, widths, size in zip((x_dim, *(widths[-1] for widths in hidden)), hidden, latent, strict=False):
-            self.up.append(MLP(n_in, widths, activation, batch_norm))
-            self.q.append(GaussianHead(widths[-1], size, head, norm_heads))
+        self.up, self.q = upward_layers(x_dim, latent, hidden, **layers)
         self._add_mlps_of_p(hidden, likelihood, layers)
 
 

@@ -221,3 +221,11 @@ def test_gaussian_likelihood_fits_a_gaussian(device):
         optimiser.step()
     entropy = 12 * 0.5 * (math.log(2 * math.pi * 0.25) + 1.0)
     assert model.elbo(x, seed=0).bound.mean().item() == pytest.approx(-entropy, abs=1.0)
+
+
+@pytest.mark.parametrize("name", ["vae", "lvae"])
+def test_a_layer_between_two_latents_may_have_no_hidden_units(name):
+    """Then q and p of these latents are linear."""
+    model = models.create(name, x_dim=12, latent=(6, 4, 2), hidden=((20,), (), (7,)), batch_norm=False)
+    x = binary(5, 12)
+    assert model.elbo(x, seed=0).bound.isfinite().all() and model.sample(2, seed=0).shape == (2, 12)
