@@ -98,7 +98,7 @@ def evaluate(
         y = _label(labels, fixed.y, limit, f"{name} {split}")
         y = y.to(place) if isinstance(y, Tensor) else y
     with process_group(place, PATIENCE) as group:
-        group.from_first(lambda: click.get_current_context().with_resource(locked(folder, "evaluating")))
+        group.broadcast_from_rank0(lambda: click.get_current_context().with_resource(locked(folder, "evaluating")))
         settings |= {"test_seed": TEST_SEED, "environment": run_environment(place, group.size)}
         kept_for = {"model settings": run.recipe.model, "environment": {**settings["environment"], "threads": None}}
         try:
@@ -110,7 +110,7 @@ def evaluate(
         # what plots and tables read as the run's own is of the test split of its own data
         others = [part for part, own in ((name, run.recipe.data), (split, "test")) if part != own]
         stem = "-".join(["evaluation", *others])
-        group.from_first(lambda: _finish(folder, settings, result, stem, figures))
+        group.broadcast_from_rank0(lambda: _finish(folder, settings, result, stem, figures))
         if result.partial is not None:
             result.partial.remove()
 
@@ -119,8 +119,8 @@ def _finish(folder: Path, settings: dict[str, Any], result: Bounds, stem: str, f
     """Write the files and the figure, and tell the table."""
     write_bounds(folder, settings, result, stem)
     rows, labels = len(result.last.log_px), settings.get("labels")
-    told = f"; {LABELS[labels]}" if labels else ""
-    where = f"{settings['recipe']} after {settings['epoch']} epochs, {settings['data']} {settings['split']}{told}"
+    note = f"; {LABELS[labels]}" if labels else ""
+    where = f"{settings['recipe']} after {settings['epoch']} epochs, {settings['data']} {settings['split']}{note}"
     click.echo(f"{where}; nats per row, ± standard errors")
     click.echo(bounds_table(result.summary(), rows))
     used = f" with {result.last.mean('k_used')[0]:.0f} samples per row" if settings["tolerance"] is not None else ""
@@ -179,9 +179,9 @@ def classify(
     run = open_run(folder, resolve_device(device))
     click.get_current_context().with_resource(locked(folder, "classifying"))
     result = classify_rows(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by, grey)
-    told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
+    message = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
     where = f"{run.recipe.data} {split}{', grey levels' if grey else ''}, by {result.by}"
-    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {where}: {told}")
+    click.echo(f"{run.recipe.name} after {run.epoch} epochs, {where}: {message}")
     draws = f"{samples} draw{'s' if samples > 1 else ''}, seed {seed}"
     figure = figures_folder(folder) / "confusion.png" if out is None else out.with_suffix(".png")
     settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": run.recipe.data, "split": split}
@@ -189,7 +189,7 @@ def classify(
     out = out or folder / "classification.csv"
     write_class_rows(out, result)
     write_class_summary(out.with_suffix(".json"), settings, result)
-    plots.confusion_matrix(result.confusion, figure, title=f"{told.capitalize()}\n{where}, {draws}")
+    plots.confusion_matrix(result.confusion, figure, title=f"{message.capitalize()}\n{where}, {draws}")
     click.echo(f"wrote {out}, {out.with_suffix('.json')} and {figure}")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from dgmfast import __version__
 from dgmfast.errors import INSTALL, out_of_memory
-from dgmfast.runs import error_line, lost
+from dgmfast.runs import error_line, is_lost_process
 
 try:
     import click
@@ -54,7 +54,7 @@ class OneLineErrors(click.Group):
                 first = str(error).split("\n")[0]
                 if out_of_memory(error):
                     code = _fail(error, f"out of memory: {first}")
-                elif lost(error):
+                elif is_lost_process(error):
                     code = _fail(error, f"another process is gone, or does not answer: {first}")
                 else:
                     raise

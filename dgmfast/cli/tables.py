@@ -87,8 +87,8 @@ def baseline(
     rows = data.load(dataset, data_dir)
     features = _m1(m1, rows, seed, epochs, progress) if name == "m1-svm" else None
     result = run_baseline(name, rows, labels, seed, features)
-    told = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.predicted)} rows"
-    click.echo(f"{BASELINE_TITLES[name]}, {dataset} with {labels} labels, seed {seed}: {told}, {result.seconds:.1f} s")
+    message = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.predicted)} rows"
+    click.echo(f"{BASELINE_TITLES[name]}, {dataset} with {labels} labels, seed {seed}: {message}, {result.seconds:.1f} s")
     if out is not None:
         content = {"baseline": name, "data": dataset, "labels": labels, "seed": seed, "error": result.error}
         content |= {"std_error": result.std_error, "seconds": round(result.seconds, 3), "predicted": result.predicted.tolist()}

@@ -45,8 +45,8 @@ class M1M2(LabelModel):
         super().__init__(num_classes, class_prior)
         check_widths(x_dim=x_dim, latent=latent, hidden1=hidden1, hidden2=hidden2)
         if len(latent) != 2 or type(pretrain_epochs) is not int or pretrain_epochs < 0:
-            told = f"{list(latent)} and {pretrain_epochs!r}"
-            raise InputError(f"latent must name two sizes, and pretrain_epochs be a whole number of at least 0; got {told}")
+            got = f"{list(latent)} and {pretrain_epochs!r}"
+            raise InputError(f"latent must name two sizes, and pretrain_epochs be a whole number of at least 0; got {got}")
         self.x_dim, self.latent, self.pretrain_epochs = x_dim, tuple(latent), pretrain_epochs
         layers = (activation, batch_norm)
         self.m1 = VAE(x_dim, latent[:1], (tuple(hidden1),), activation, likelihood, head, batch_norm)

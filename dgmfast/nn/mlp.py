@@ -111,7 +111,7 @@ def glorot(module: nn.Module) -> None:
     """Draw all weights from Glorot and Bengio's (2010) uniform distribution, and set the biases to zero (App. A §4)."""
     for layer in module.modules():
         if isinstance(layer, ConditionalMLP):
-            layer.start(nn.init.xavier_uniform_)
+            layer.reset_parameters(nn.init.xavier_uniform_)
         elif isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
@@ -164,18 +164,24 @@ class ConditionalMLP(nn.Module):
         self.weight = nn.Parameter(parts[0])
         self.context_weight, self.label_weight = (nn.Parameter(w) if w.shape[1] else None for w in parts[1:])
         self.bias = nn.Parameter(torch.zeros(width))
-        self.start(lambda weight: nn.init.kaiming_uniform_(weight, math.sqrt(5)))  # as nn.Linear
+        self.reset_parameters()
         self.norm = RowBatchNorm(width) if batch_norm else None
         self.activation = activation
         self.rest = MLP(width, hidden[1:], activation, batch_norm)
         self.n_out = self.rest.n_out
 
     @torch.no_grad()
-    def start(self, init: Callable[[Tensor], Any]) -> None:
-        """Draw [W, V, U] by `init` as the one layer that they are, and set b to zero."""
+    def reset_parameters(self, init: Callable[[Tensor], Any] | None = None) -> None:
+        """Initialise [W, V, U] by `init` as the weight of one layer, and b with zeros.
+
+        Without `init`, the weight is drawn as nn.Linear draws its weight.
+        """
         parts = [w for w in (self.weight, self.context_weight, self.label_weight) if w is not None]
         joint = torch.cat(list(parts), 1)
-        init(joint)
+        if init is None:
+            nn.init.kaiming_uniform_(joint, math.sqrt(5))
+        else:
+            init(joint)
         for part, drawn in zip(parts, joint.split([w.shape[1] for w in parts], 1), strict=True):
             part.copy_(drawn)
         self.bias.zero_()

@@ -85,8 +85,8 @@ class Objective:
         if not self.alpha >= 0.0:
             raise InputError(f"alpha must be at least 0; got {self.alpha}")
         if self.label_sum not in LABEL_SUMS or (self.label_sum != "exact" and self.k > 1):
-            told = f"{self.label_sum!r} with k = {self.k}"
-            raise InputError(f"label_sum must be one of {', '.join(LABEL_SUMS)}, and exact where k > 1; got {told}")
+            got = f"{self.label_sum!r} with k = {self.k}"
+            raise InputError(f"label_sum must be one of {', '.join(LABEL_SUMS)}, and exact where k > 1; got {got}")
         if self.estimator not in ESTIMATORS:
             raise InputError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
         if self.chunk < 0 or not 0.0 <= self.weight_filter < 1.0:
@@ -98,8 +98,8 @@ class Objective:
         if self.running_statistics and not self._streams:
             raise InputError("running_statistics needs a chunk, or the estimator stl or dreg")
         if self._streams and (self.free_bits or self.label_sum != "exact"):
-            told = f"estimator {self.estimator!r} and chunk = {self.chunk}"
-            raise InputError(f"free_bits must be 0 and label_sum exact where samples are weighted; got {told}")
+            got = f"estimator {self.estimator!r} and chunk = {self.chunk}"
+            raise InputError(f"free_bits must be 0 and label_sum exact where samples are weighted; got {got}")
         self.labels()
 
     @property

@@ -14,7 +14,7 @@ from dgmfast.models import MODELS, LabelModel
 from dgmfast.plots.canvas import COLORS, MARKERS, line, new_figure, over_epochs, save
 from dgmfast.plots.curves import SPLITS, kl_layers, kl_units
 from dgmfast.recipes import Recipe
-from dgmfast.runs import METRICS, RunLog, names, read_run, series
+from dgmfast.runs import METRICS, RunLog, metric_names, metric_series, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +50,11 @@ def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: 
     axes = figure.subplots()
     titles, values, drawn = run_titles(logs), [], 0
     for log in logs:
-        found = [name for name in names(log.records, suffix=suffix) if name not in without]
+        found = [name for name in metric_names(log.records, suffix=suffix) if name not in without]
         for name, style in zip(found, STYLES, strict=False):
             split = SPLITS.get(name.removesuffix(suffix), name.removesuffix(suffix))
-            line(axes, *series(log.records, name), f"{titles[log.folder]}, {split}", _color(drawn), style=style)
-            values += series(log.records, name)[1]
+            line(axes, *metric_series(log.records, name), f"{titles[log.folder]}, {split}", _color(drawn), style=style)
+            values += metric_series(log.records, name)[1]
         drawn += bool(found)
     if not values:
         what = "error" if suffix == "_error" else "bound"
@@ -244,8 +244,8 @@ def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None
 def _check_rows(logs: Sequence[RunLog]) -> None:
     rows = {log.evaluation["rows"] for log in logs if log.test_bounds() and "rows" in log.evaluation}
     if len(rows) > 1:
-        told = " and ".join(map(str, sorted(rows)))
-        raise InputError(f"expected evaluations of the same number of test rows; got {told} in {_folders(logs)}")
+        counts = " and ".join(map(str, sorted(rows)))
+        raise InputError(f"expected evaluations of the same number of test rows; got {counts} in {_folders(logs)}")
 
 
 def _check_data(logs: Sequence[RunLog]) -> None:
@@ -255,7 +255,7 @@ def _check_data(logs: Sequence[RunLog]) -> None:
 
 
 def _last(log: RunLog, name: str) -> float | None:
-    values = series(log.records, name)[1]
+    values = metric_series(log.records, name)[1]
     return values[-1] if values else None
 
 

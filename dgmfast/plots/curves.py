@@ -11,7 +11,7 @@ import numpy as np
 
 from dgmfast.errors import InputError
 from dgmfast.plots.canvas import COLORS, line, new_figure, over_epochs, save
-from dgmfast.runs import Record, names, read_metrics, series
+from dgmfast.runs import Record, metric_names, metric_series, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,15 +36,15 @@ def training_curve(metrics: str | Path, path: str | Path) -> Path:
         InputError: the file cannot be read, or holds no epoch yet.
     """
     records = read_metrics(metrics)
-    entropies, errors = names(records, prefix="ce_"), names(records, suffix="_error")
+    entropies, errors = metric_names(records, prefix="ce_"), metric_names(records, suffix="_error")
     panels = 2 + bool(entropies) + bool(errors)
     shape = (2, 2) if panels == 4 else (1, panels)
     figure = new_figure(5.0 * shape[1], 4.2 * shape[0])
     bounds, terms, *others = figure.subplots(*shape).flat
     _draw_bounds(bounds, records)
-    kl = names(records, prefix="kl_")
+    kl = metric_names(records, prefix="kl_")
     for name, color in zip(["reconstruction", *kl], [*COLORS, *COLORS], strict=False):
-        epochs, values = series(records, name)
+        epochs, values = metric_series(records, name)
         label = "−E log p(x | z)" if name == "reconstruction" else f"KL of {name.removeprefix('kl_')}"
         line(terms, epochs, [-value for value in values] if name == "reconstruction" else values, label, color)
     over_epochs(terms, "nats per example (their sum is −ELBO)", "Terms of the training bound")
@@ -52,23 +52,25 @@ def training_curve(metrics: str | Path, path: str | Path) -> Path:
         axes = others.pop(0)
         for name, color in zip(entropies, COLORS, strict=False):
             classifier = name.removeprefix("ce_").replace("_y", "(y | ·)")
-            line(axes, *series(records, name), f"−E log {classifier}", color)
+            line(axes, *metric_series(records, name), f"−E log {classifier}", color)
         over_epochs(axes, "nats per labelled row", "Cross-entropy of the labelled rows")
     if errors:
         for name, color in zip(errors, COLORS, strict=False):
-            line(others[0], *series(records, name), _split(name), color)
+            line(others[0], *metric_series(records, name), _split(name), color)
         over_epochs(others[0], "error (%)", "Classification error")
     return save(figure, path)
 
 
 def _draw_bounds(axes: Axes, records: list[Record]) -> None:
-    shown = [name for name in BOUNDS if names(records, prefix=name)]
-    with_labels = bool(names(records, prefix="ce_"))  # then the objective holds weighted cross-entropies, in nats of another kind
+    shown = [name for name in BOUNDS if metric_names(records, prefix=name)]
+    with_labels = bool(
+        metric_names(records, prefix="ce_")
+    )  # then the objective holds weighted cross-entropies, in nats of another kind
     if with_labels or all(math.isclose(record["objective"], record["elbo"], rel_tol=1e-4) for record in records):
         shown.remove("objective")  # with one sample and without warm-up it is the ELBO
     for name in shown:
-        line(axes, *series(records, name), BOUNDS[name], COLORS[list(BOUNDS).index(name)])
-    values = [series(records, name)[1] for name in shown]
+        line(axes, *metric_series(records, name), BOUNDS[name], COLORS[list(BOUNDS).index(name)])
+    values = [metric_series(records, name)[1] for name in shown]
     low = min(sorted(some)[len(some) // 20] for some in values)
     high = max(max(some) for some in values)
     if high > low:  # the first epochs are far below and would flatten the rest

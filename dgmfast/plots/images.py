@@ -176,8 +176,8 @@ def masking_study(
     figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(named) + 0.6)
     axes = figure.subplots()
     _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(named), name) for i, name in enumerate(named)])
-    told = f"Mean of each pixel where one input of the PixelCNN is zero, the first {len(x)} {rows_name}"
-    figure.suptitle(told, fontsize=11)
+    title = f"Mean of each pixel where one input of the PixelCNN is zero, the first {len(x)} {rows_name}"
+    figure.suptitle(title, fontsize=11)
     return save(figure, path)
 
 

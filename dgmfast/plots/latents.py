@@ -117,8 +117,8 @@ def decision_regions(
             panels[0].scatter(rows[:, 0], rows[:, 1], s=110, edgecolors="black", linewidths=1.5, zorder=3, **look)
     panels[0].set_xlabel("first coordinate of x")
     panels[0].set_ylabel("second coordinate of x")
-    told = "" if labelled is None else f"; large: the {len(labelled[0])} labelled rows"
-    panels[0].set_title(f"Predicted class (background, {k} draws)\nand class of {len(x)} {rows_name}{told}", fontsize=10)
+    legend_note = "" if labelled is None else f"; large: the {len(labelled[0])} labelled rows"
+    panels[0].set_title(f"Predicted class (background, {k} draws)\nand class of {len(x)} {rows_name}{legend_note}", fontsize=10)
     if auxiliary is not None:
         _principal(panels[1], "a", auxiliary, y, rows_name)
     figure.legend(

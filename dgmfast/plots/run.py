@@ -49,17 +49,17 @@ def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Datase
     layout = Layout.of(dataset)
     if layout is not None:
         drawn.append(samples(model, out / "samples.png", layout, seed=seed))
-        told: dict[str, Any] = {"seed": seed, "rows_name": rows_name}
-        drawn.append(reconstructions(model, x, out / "reconstructions.png", layout, **told))
+        options: dict[str, Any] = {"seed": seed, "rows_name": rows_name}
+        drawn.append(reconstructions(model, x, out / "reconstructions.png", layout, **options))
         if isinstance(model, PixelCNN):
-            drawn.append(completions(model, x, out / "completions.png", layout, **told))
+            drawn.append(completions(model, x, out / "completions.png", layout, **options))
         if isinstance(model, FAME) and model.autoregressive:
-            drawn.append(masking_study(model, x, out / "masking_study.png", layout, **told))
+            drawn.append(masking_study(model, x, out / "masking_study.png", layout, **options))
         if isinstance(model, LabelModel) and not model.ignores_labels:
             drawn.append(analogies(model, out / "analogies.png", layout, seed=seed))
         if isinstance(model, CaGeM) and model.latent[1] == 2:
             fixed = min(2, model.num_classes - 1)
-            drawn.append(z2_grid(model, x, out / "z2_grid.png", layout, y=y, fixed=fixed, **told))
+            drawn.append(z2_grid(model, x, out / "z2_grid.png", layout, y=y, fixed=fixed, **options))
     return drawn
 
 
@@ -76,8 +76,8 @@ def _draw_classes(
     if x.shape[1] != 2:
         return []
     labelled, part = None if recipe is None else labelled_rows(recipe, dataset), slice(LATENT_ROWS)
-    told: dict[str, Any] = {"labelled": labelled, "seed": seed, "rows_name": rows_name}
-    return [decision_regions(model, x[part], y[part], out / "decision_regions.png", **told)]
+    options: dict[str, Any] = {"labelled": labelled, "seed": seed, "rows_name": rows_name}
+    return [decision_regions(model, x[part], y[part], out / "decision_regions.png", **options)]
 
 
 def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:

@@ -241,7 +241,7 @@ def _write(
     options: Options,
 ) -> str:
     text = markdown(chosen, rows, results, options)
-    told = {
+    content = {
         "table": name,
         "k": options.k,
         "limit": options.limit,
@@ -250,7 +250,7 @@ def _write(
         "rows": [{"title": row.title, "name": row.name, "published": row.published, "runs": results[row.name]} for row in rows],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / f"{name}.json", (json.dumps(told, indent=2) + "\n").encode())
+    write_atomically(out / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
     write_atomically(out / f"{name}.md", text.encode())
     return text
 

@@ -26,9 +26,9 @@ from dgmfast.runs.folder import (
     warn_if_changed,
     write_config,
 )
-from dgmfast.runs.log import Record, RunLog, names, read_metrics, read_recipe, read_run, series
+from dgmfast.runs.log import Record, RunLog, metric_names, metric_series, read_metrics, read_recipe, read_run
 from dgmfast.runs.metrics import Metrics
-from dgmfast.runs.processes import Group, error_line, is_main, lost, parallel, process_group, resolve_device
+from dgmfast.runs.processes import Group, error_line, is_lost_process, is_main, parallel, process_group, resolve_device
 
 __all__ = [
     "CLASSIFY_BY",
@@ -56,10 +56,11 @@ __all__ = [
     "fixed_split",
     "holds_run",
     "initialise",
+    "is_lost_process",
     "is_main",
     "load_state",
-    "lost",
-    "names",
+    "metric_names",
+    "metric_series",
     "never_trained",
     "open_run",
     "parallel",
@@ -70,7 +71,6 @@ __all__ = [
     "resolve_device",
     "run_environment",
     "save_state",
-    "series",
     "stored_recipe",
     "warn_if_changed",
     "write_bounds",

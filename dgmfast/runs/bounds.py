@@ -83,7 +83,7 @@ def evaluate_bounds(
     check_arguments(model, x, k, y, chunk, tolerance)
     group = group or Group()
     sampling = ImportanceSampling(k, seed, curve_points(k, *([MIDDLE_K] if k > MIDDLE_K else [])), tolerance, chunk)
-    begin, end = group.part(len(x))
+    begin, end = group.shard(len(x))
     part, of_part = x[begin:end], y[begin:end] if isinstance(y, Tensor) else y
     kept = None
     if partial is not None:
@@ -92,7 +92,7 @@ def evaluate_bounds(
         kept = EvaluationCheckpoint(partial[0], {**of_model, **of_rows, **asdict(sampling), "chunk": None})
     start = time.perf_counter()
     show = progress and group.rank == 0
-    rows = group.everywhere(lambda: _rows(model, part, of_part, sampling, begin, kept, show))
+    rows = group.all_or_raise(lambda: _rows(model, part, of_part, sampling, begin, kept, show))
     states, pareto_k = (group.gather(t, len(x)) for t in rows.tensors(len(sampling.points), x.device))
     seconds = time.perf_counter() - start + (0.0 if kept is None else kept.seconds)
     result = LogLikelihood.from_states(sampling, states, pareto_k)

@@ -110,6 +110,6 @@ def write_class_rows(path: Path, result: Classification) -> None:
 
 def write_class_summary(path: Path, settings: dict[str, Any], result: Classification) -> None:
     """The error and the confusion matrix as JSON (InputError)."""
-    told = {"by": result.by, "rows": len(result.y), "error": result.error, "std_error": result.std_error}
-    content = {**settings, **told, "confusion": result.confusion.tolist()}
+    summary = {"by": result.by, "rows": len(result.y), "error": result.error, "std_error": result.std_error}
+    content = {**settings, **summary, "confusion": result.confusion.tolist()}
     write_atomically(path, (json.dumps(content) + "\n").encode())

@@ -115,13 +115,13 @@ def _check_evaluation(evaluation: Any) -> None:
         raise ValueError(f"rows of {evaluation['rows']!r:.30}")
 
 
-def series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
+def metric_series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
     """The epochs that have the number `name`, and its values."""
     found = [(record["epoch"], record[name]) for record in records if isinstance(record.get(name), (int, float))]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
-def names(records: list[Record], *, prefix: str = "", suffix: str = "") -> list[str]:
+def metric_names(records: list[Record], *, prefix: str = "", suffix: str = "") -> list[str]:
     """The names of numbers that any epoch has, in the order of their first appearance."""
     found = {name: None for record in records for name, value in record.items() if isinstance(value, (int, float))}
     return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]

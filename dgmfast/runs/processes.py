@@ -23,7 +23,9 @@ from dgmfast.objectives import Objective
 
 T = TypeVar("T")
 
-MEETING = "DGMFAST_RENDEZVOUS_SECONDS"  # the environment variable of how long processes wait for each other at the beginning
+RENDEZVOUS_SECONDS = (
+    "DGMFAST_RENDEZVOUS_SECONDS"  # the environment variable of how long processes wait for each other at the beginning
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Group:
     rank: int = 0
     size: int = 1
 
-    def part(self, rows: int) -> tuple[int, int]:
+    def shard(self, rows: int) -> tuple[int, int]:
         """The rows [begin, end) of a batch of `rows` that are this process's: parts differ by one row at most."""
         return self.rank * rows // self.size, (self.rank + 1) * rows // self.size
 
@@ -43,7 +45,7 @@ class Group:
             dist.all_reduce(value)
         return value
 
-    def from_first(self, function: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, function: Callable[[], T]) -> T:
         """What `function` returns, or the InputError that it raises, in the first process, which alone touches the run folder."""
         if self.size == 1:
             return function()
@@ -59,7 +61,7 @@ class Group:
         result: T = answer[0]
         return result
 
-    def everywhere(self, function: Callable[[], T]) -> T:
+    def all_or_raise(self, function: Callable[[], T]) -> T:
         """What `function` returns in each process; an InputError of one is raised in all, so that none waits for it."""
         if self.size == 1:
             return function()
@@ -68,22 +70,22 @@ class Group:
             result = function()
         except InputError as raised:
             error = str(raised)
-        told: list[str | None] = [None] * self.size
-        dist.all_gather_object(told, error)
-        for rank, message in enumerate(told):
+        messages: list[str | None] = [None] * self.size
+        dist.all_gather_object(messages, error)
+        for rank, message in enumerate(messages):
             if message is not None:
                 raise (InputError if self.rank == rank else ToldElsewhere)(message)
         return result  # type: ignore[return-value]
 
     def gather(self, part: Tensor, rows: int) -> Tensor:
         """All `rows` rows in every process, from each one's `part` of them."""
-        begin, end = self.part(rows)
+        begin, end = self.shard(rows)
         whole = part.new_zeros(rows, *part.shape[1:])
         whole[begin:end] = part
         return self.sum(whole)
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """(rank, number of processes), from the environment that torchrun sets; without WORLD_SIZE, RANK is somebody else's.
 
     Raises:
@@ -113,7 +115,7 @@ def _whole(name: str, least: int) -> int:
 def is_main() -> bool:
     """Whether this process speaks for all."""
     try:
-        return place()[0] == 0
+        return rank_and_size()[0] == 0
     except InputError:
         return True
 
@@ -124,7 +126,7 @@ def error_line(error: BaseException, message: str) -> str | None:
     What happens in several processes alike is told by the first of them that gets to the store of torchrun.
     """
     try:
-        rank, size = place()
+        rank, size = rank_and_size()
     except InputError:
         return f"Error: {message}"
     if isinstance(error, ToldElsewhere):
@@ -138,15 +140,15 @@ def error_line(error: BaseException, message: str) -> str | None:
     return f"Error in process {rank} of {size}: {message}" if rank > 0 else f"Error: {message}"
 
 
-def lost(error: RuntimeError) -> bool:
+def is_lost_process(error: RuntimeError) -> bool:
     """Whether this is how torch says that another process is gone."""
-    return place()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error))
+    return rank_and_size()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error))
 
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[Group]:
     """The group that torchrun's environment describes: gloo on CPU, nccl on CUDA; patience: of one process with another."""
-    rank, size = place()
+    rank, size = rank_and_size()
     if size == 1 or dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
         return
@@ -165,7 +167,7 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
 
 def _meet(backend: str, rank: int, size: int, patience: timedelta | None) -> None:
     """Begin the group, or raise InputError if the processes do not find each other."""
-    wait = timedelta(seconds=_whole(MEETING, 1) if os.environ.get(MEETING) else 60)
+    wait = timedelta(seconds=_whole(RENDEZVOUS_SECONDS, 1) if os.environ.get(RENDEZVOUS_SECONDS) else 60)
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))
         dist.init_process_group(backend, store=dist.PrefixStore("dgmfast", store), rank=rank, world_size=size, timeout=patience)
@@ -174,7 +176,7 @@ def _meet(backend: str, rank: int, size: int, patience: timedelta | None) -> Non
         reason = str(error).split("\n")[0][:200]
         raise InputError(
             f"expected {size} processes (WORLD_SIZE) to meet at {address} (MASTER_ADDR, MASTER_PORT), with one RANK each, within "
-            f"{wait.total_seconds():.0f} seconds ({MEETING}); got {reason}"
+            f"{wait.total_seconds():.0f} seconds ({RENDEZVOUS_SECONDS}); got {reason}"
         ) from error
 
 

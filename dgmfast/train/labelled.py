@@ -37,12 +37,12 @@ class LabelledRows:
 
     def share(self, group: Group) -> float:
         """Of the labelled rows of a step, those of this process."""
-        begin, end = group.part(self.size)
+        begin, end = group.shard(self.size)
         return (end - begin) / self.size
 
     def batch(self, step: int, group: Group, unlabelled: int) -> Labelled:
         """This process's labelled rows of training step `step`, counted from the beginning of the training."""
-        begin, end = group.part(self.size)
+        begin, end = group.shard(self.size)
         end = max(end, begin + 1)  # a process without a share still takes part, with weight 0
         rows = range(step * self.size + begin, step * self.size + end)
         parts = []

@@ -90,7 +90,7 @@ def fit(
             if holds_run(options.folder) and not never_trained(options.folder):
                 raise InputError(f"{folder} holds a run already: continue it with --resume, or name another folder")
 
-        group.from_first(check_folder)
+        group.broadcast_from_rank0(check_folder)
         dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
         recipe = _complete(recipe, dataset)
         x_dim = dataset.train.x.shape[1]
@@ -130,7 +130,7 @@ def resume(
     """
     options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
     with _session(options) as group:
-        state = group.from_first(lambda: load_state(options.folder))
+        state = group.broadcast_from_rank0(lambda: load_state(options.folder))
         recipe = _continued(stored_recipe(options.folder, state), changes or {}, state["epoch"])
         dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
         return _Training(recipe, dataset, group, options, state).run()
@@ -144,8 +144,8 @@ def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe
     before, after = stored.to_dict(), wanted.to_dict()
     changed = [name for name in before if before[name] != after[name] and name != "epochs"]
     if changed:
-        told = ", ".join(f"{name} from {before[name]!r} to {after[name]!r}" for name in changed)
-        raise InputError(f"a resumed run keeps its settings, except for epochs; it cannot change {told}")
+        changes_wanted = ", ".join(f"{name} from {before[name]!r} to {after[name]!r}" for name in changed)
+        raise InputError(f"a resumed run keeps its settings, except for epochs; it cannot change {changes_wanted}")
     if stored.schedule.name == "burda":
         raise InputError(
             f"the burda schedule is scaled to the run's {stored.epochs} epochs; for {wanted.epochs}, begin a new run"
@@ -301,7 +301,7 @@ class _Training:
         sums, names = torch.zeros((), dtype=torch.float64), ["loss"]
         weights: list[float] = []
         for step, batch in enumerate(batches):
-            begin, end = self.group.part(len(batch))
+            begin, end = self.group.shard(len(batch))
             rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
             share = (end - begin) / len(batch)
             labelled = None
@@ -387,8 +387,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], 
         for name, value in entry.items():
             shape, dtype = (torch.Size(), torch.float32) if name == "step" else (own.shape, own.dtype)
             if value.shape != shape or value.dtype != dtype:
-                told = f"{dtype} {list(shape)}; got {value.dtype} {list(value.shape)}"
-                raise InputError(f"{path}: expected {name} of parameter {index} of {told}")
+                expected = f"{dtype} {list(shape)}; got {value.dtype} {list(value.shape)}"
+                raise InputError(f"{path}: expected {name} of parameter {index} of {expected}")
             if not value.isfinite().all() or (name != "exp_avg" and bool((value < 0).any())):
                 raise InputError(f"{path}: expected a finite {name} of parameter {index}, and none below 0 but exp_avg")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -29,14 +29,14 @@ class Progress:
         """An epoch is done."""
         bounds = " ".join(f"{name} {value:.2f}" for name, value in record.items() if name.endswith("elbo"))
         errors = "".join(f", {name} {value:.2f} %" for name, value in record.items() if name.endswith("error"))
-        told = f"{bounds} nats{errors}"
+        message = f"{bounds} nats{errors}"
         title = f"{self.name} epoch {record['epoch']}/{self.epochs}"
         if self.bar is not None:
             self.bar.set_description(title, refresh=False)
-            self.bar.set_postfix_str(told)
+            self.bar.set_postfix_str(message)
         elif self.enabled and (time.monotonic() >= self.last_line + LINE_SECONDS or record["epoch"] == self.epochs):
             self.last_line = time.monotonic()
-            print(f"{title}: {told}, {record['seconds']:.2f} s", file=sys.stderr, flush=True)
+            print(f"{title}: {message}, {record['seconds']:.2f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""

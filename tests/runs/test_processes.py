@@ -18,7 +18,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def clean() -> dict[str, str]:
     """The environment without what a launcher sets."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", processes.MEETING)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", processes.RENDEZVOUS_SECONDS)
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
@@ -72,10 +72,10 @@ def test_the_place_of_a_process(environment, expected, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if isinstance(expected, tuple):
-        assert processes.place() == expected
+        assert processes.rank_and_size() == expected
     else:
         with pytest.raises(InputError, match=expected):
-            processes.place()
+            processes.rank_and_size()
         assert processes.is_main() and processes.error_line(InputError("x"), "x") == "Error: x", "nobody else would tell it"
 
 
@@ -100,7 +100,7 @@ def test_a_rank_in_the_environment_of_a_single_process_silences_nothing():
 
 def test_processes_that_do_not_meet_stop_with_a_sentence():
     """A wrong host, and a second process that never comes."""
-    common = {"WORLD_SIZE": "2", "MASTER_PORT": free_port(), processes.MEETING: "2"}
+    common = {"WORLD_SIZE": "2", "MASTER_PORT": free_port(), processes.RENDEZVOUS_SECONDS: "2"}
     start = time.monotonic()
     alone = command("train", "vae-digits", RANK="0", **common)
     elsewhere = command("train", "vae-digits", RANK="1", **{**common, "MASTER_PORT": free_port()})
@@ -108,7 +108,7 @@ def test_processes_that_do_not_meet_stop_with_a_sentence():
         lines = [line for line in told(child) if line.startswith("Error")]  # torch's own warnings may come before
         assert len(lines) == 1
         assert lines[0].startswith(f"Error{rank}: expected 2 processes (WORLD_SIZE) to meet at 127.0.0.1:")
-        assert f"within 2 seconds ({processes.MEETING})" in lines[0]
+        assert f"within 2 seconds ({processes.RENDEZVOUS_SECONDS})" in lines[0]
     assert time.monotonic() - start < 60.0
 
 

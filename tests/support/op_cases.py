@@ -63,11 +63,13 @@ SLOTS = {
     "linear_bernoulli_log_prob": ["h", "weight", "bias", "x"],
 }
 
-# the shapes of the arguments that are not [..., D]: "..." the leading dimensions, B the first of them, D the case's dim, a digit
-# itself
-SHAPES = {
-    "label_linear": {"x": "...3", "weight": "D3", "label_weight": "D7", "bias": "...D"},
-    "linear_bernoulli_log_prob": {"h": "...3", "weight": "D3", "bias": "D", "x": "BD"},
+# Most arguments have the shape [..., dim], with the leading dimensions and the dim of the case. These have another one: `...`
+# stands for the leading dimensions, "dim" for the dim of the case, "rows" for its first leading dimension.
+Shape = tuple[object, ...]
+USUAL_SHAPE: Shape = (..., "dim")
+SHAPES: dict[str, dict[str, Shape]] = {
+    "label_linear": {"x": (..., 3), "weight": ("dim", 3), "label_weight": ("dim", 7)},
+    "linear_bernoulli_log_prob": {"h": (..., 3), "weight": ("dim", 3), "bias": ("dim",), "x": ("rows", "dim")},
 }
 
 
@@ -95,20 +97,21 @@ class Case:
         """Whether a library multiplies matrices, whose bits depend on the processor, the layout and the number of threads."""
         return self.op in ("label_linear", "linear_bernoulli_log_prob")
 
+    def symbolic_shape(self, name: str) -> Shape:
+        return SHAPES.get(self.op, {}).get(name, USUAL_SHAPE)
+
     def has_leading(self, name: str) -> bool:
         """Whether an argument has leading dimensions, which broadcast."""
-        return SHAPES.get(self.op, {}).get(name, "...D").startswith("...")
+        return ... in self.symbolic_shape(name)
 
     def has_rows(self, name: str) -> bool:
         """Whether an argument has the first leading dimension."""
-        return self.has_leading(name) or SHAPES[self.op][name].startswith("B")
+        return self.has_leading(name) or "rows" in self.symbolic_shape(name)
 
     def shape(self, name: str, leading: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
         """The shape of an argument; `rows` is the first leading dimension of the case."""
-        letters = SHAPES.get(self.op, {}).get(name, "...D")
-        sizes = {"D": dim, "B": rows}
-        own = tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters.removeprefix("..."))
-        return (*leading, *own) if self.has_leading(name) else own
+        sizes: dict[object, tuple[int, ...]] = {...: tuple(leading), "dim": (dim,), "rows": (rows,)}
+        return sum((sizes.get(size, (size,)) for size in self.symbolic_shape(name)), ())
 
     def call(self, **tensors: Tensor) -> tuple[Tensor, ...]:
         return as_tuple(getattr(ops, self.op)(**tensors, **self.kwargs))

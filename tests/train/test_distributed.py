@@ -90,7 +90,7 @@ def model():
 def gradient(net, loss, size, group):
     """The gradient of the mean loss over a batch of `size` rows, on this process's part of it."""
     batch = dataset().train.x[:size].round()
-    begin, end = group.part(size)
+    begin, end = group.shard(size)
     rows = batch[begin:end] if end > begin else batch[:1]
     value, _ = loss(rows, None, 0.5, 11, begin)
     (value * ((end - begin) / size * group.size)).backward()
@@ -185,7 +185,7 @@ def test_torchrun(tmp_path):
 
 @pytest.mark.parametrize(("rows", "size"), [(20, 2), (7, 3), (1, 2), (0, 2)])
 def test_the_parts_of_a_batch_cover_it_evenly(rows, size):
-    parts = [Group(rank, size).part(rows) for rank in range(size)]
+    parts = [Group(rank, size).shard(rows) for rank in range(size)]
     assert parts[0][0] == 0 and parts[-1][1] == rows
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
     lengths = [end - begin for begin, end in parts]
