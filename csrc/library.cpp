@@ -1,4 +1,4 @@
-// The table of contents: every op's schema, and the module dgmfast._C that calls them eagerly.
+// The schemas of all ops, and the Python module dgmfast._C, which calls the ops eagerly.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
@@ -110,11 +110,11 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("isa", [] { return dgmfast::isa_name(dgmfast::active_isa()); });
   m.def("set_isa", [](const char* name) { dgmfast::set_isa(dgmfast::isa_by_name(name)); });
-  dgmfast::active_isa();  // a wrong DGMFAST_CPU is an error at import, not at the first op
+  dgmfast::active_isa();  // an invalid DGMFAST_CPU raises at import, not at the first op
   m.attr("max_mlp_layers") = dgmfast::kMaxMlpLayers;
   m.attr("cuda_architectures") = DGMFAST_CUDA_ARCHITECTURES;
 #ifdef DGMFAST_CUDA_ON_HOST
-  m.attr("cuda_on_host") = true;  // tests/support/op_cases.py: the CPU takes what a card takes
+  m.attr("cuda_on_host") = true;  // tests/support/op_cases.py reads this: in such a build the CPU takes the dtypes of CUDA
 #else
   m.attr("cuda_on_host") = false;
 #endif

@@ -9,16 +9,16 @@ struct BernoulliLogProb {
   RowPlan plan;
   DType x_type;        // the dtype of logits, or u8
   const void* logits;  // [rows, dim], by outer.stride[0]
-  const void* x;       // [rows, dim], [1]
+  const void* x;       // [rows, dim], by outer.stride[1]
   void* log_prob;      // [rows]
 };
 
 struct BernoulliLogProbBackward {
   RowPlan plan;
   DType x_type;
-  const void* input[2];  // as above
+  const void* input[2];  // logits, x: as above
   const void* grad;      // [rows], by outer.stride[2]
-  void* grad_input[2];   // [segments, outer.rows, dim]; null: not wanted
+  void* grad_input[2];   // [segments, outer.rows, dim]; null if not wanted
 };
 
 DGMFAST_KERNEL(bernoulli_log_prob, BernoulliLogProb)

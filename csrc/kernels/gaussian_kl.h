@@ -8,17 +8,17 @@ namespace dgmfast {
 struct GaussianKl {
   RowPlan plan;
   const void* mean_q;     // [rows, dim], by outer.stride[0]
-  const void* log_var_q;  // [rows, dim], [1]
-  const void* mean_p;     // [rows, dim], [2]; null: 0
-  const void* log_var_p;  // [rows, dim], [3]; null: 0
+  const void* log_var_q;  // [rows, dim], by outer.stride[1]
+  const void* mean_p;     // [rows, dim], by outer.stride[2]; null means 0
+  const void* log_var_p;  // [rows, dim], by outer.stride[3]; null means 0
   void* kl;               // [rows]
 };
 
 struct GaussianKlBackward {
   RowPlan plan;
-  const void* input[4];  // as above
+  const void* input[4];  // mean_q, log_var_q, mean_p, log_var_p: as above
   const void* grad;      // [rows], by outer.stride[4]
-  void* grad_input[4];   // [segments, outer.rows, dim]; null: not wanted
+  void* grad_input[4];   // [segments, outer.rows, dim]; null if not wanted
 };
 
 DGMFAST_KERNEL(gaussian_kl, GaussianKl)

@@ -14,10 +14,10 @@ struct GaussianMerge {
 
 struct GaussianMergeBackward {
   RowPlan plan;
-  const void* input[4];      // as above
+  const void* input[4];      // mean_q, log_var_q, mean_p, log_var_p: as above
   const void* grad_mean;     // [rows, dim], by outer.stride[4]
-  const void* grad_log_var;  // [rows, dim], [5]
-  void* grad_input[4];       // [segments, outer.rows, dim]; null: not wanted
+  const void* grad_log_var;  // [rows, dim], by outer.stride[5]
+  void* grad_input[4];       // [segments, outer.rows, dim]; null if not wanted
 };
 
 DGMFAST_KERNEL(gaussian_merge, GaussianMerge)

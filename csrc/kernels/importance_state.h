@@ -8,7 +8,7 @@ namespace dgmfast {
 struct ImportanceState {
   RowPlan plan;          // dim = K
   const void* log_w;     // [rows, K], by outer.stride[0]
-  const double* before;  // [rows, 5], by outer.stride[1]; null: no weights yet
+  const double* before;  // [rows, 5], by outer.stride[1]; null if there are no weights yet
   double* after;         // [rows, 5]
 };
 

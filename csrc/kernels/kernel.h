@@ -1,25 +1,27 @@
-// Declares one kernel, `void name(params, ...)`, in all the places it is compiled for, and chooses among them.
+// Declares a kernel, `void name(params, ...)`, for every backend and instruction set that it is compiled for, and chooses among
+// them at run time.
 //
-// A CPU kernel works on the items [begin, end) and is compiled once per instruction set; a CUDA kernel works on everything,
-// on the given stream. Both take the same plain struct.
+// A CPU kernel processes the items [begin, end) and is compiled once per instruction set. A CUDA kernel processes everything, on
+// the given stream. Both take the same plain struct.
 #pragma once
 
 #include <cstdint>
 #include <stdexcept>
 
-// For the member functions of parameter structs: inlined everywhere, or the objects of the instruction sets would share a copy.
+// For member functions of parameter structs. They must be inlined everywhere, because otherwise the object files of the
+// instruction sets would share one copy.
 #define DGMFAST_ALWAYS_INLINE __attribute__((always_inline)) constexpr
 
 namespace dgmfast {
 
 enum class Isa : int { baseline, avx2, avx512 };
 
-Isa active_isa();   // what kernels run with: DGMFAST_CPU if set, else the default
-Isa default_isa();  // the widest that the processor has
+Isa active_isa();   // the set that kernels run with: DGMFAST_CPU if set, else the default
+Isa default_isa();  // the widest set that the processor has
 bool isa_available(Isa isa);
 const char* isa_name(Isa isa);
-Isa isa_by_name(const char* name);  // throws std::invalid_argument where unknown or not available
-void set_isa(Isa isa);              // tests run every path
+Isa isa_by_name(const char* name);  // throws std::invalid_argument if the name is unknown or the set not available
+void set_isa(Isa isa);              // for tests, which run every set
 
 template <class Params>
 using CpuKernel = void (*)(const Params&, int64_t begin, int64_t end);

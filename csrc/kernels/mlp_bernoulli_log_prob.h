@@ -6,8 +6,8 @@
 namespace dgmfast {
 
 constexpr int kMaxMlpLayers = 16;
-constexpr int64_t kMlpTileBytes = 128;  // the most that one number of every row of a tile takes
-constexpr int64_t kMlpSegment = 120;    // outputs that are summed before they join the total
+constexpr int64_t kMlpTileBytes = 128;  // the most bytes that one number for every row of a tile takes
+constexpr int64_t kMlpSegment = 120;    // outputs whose terms are summed before they are added to the total
 
 struct MlpLayer {
   int64_t inputs, outputs;
@@ -15,21 +15,21 @@ struct MlpLayer {
   const void* bias;    // [outputs]
 };
 
-// A kernel of the CPU alone: with CUDA the op is made of others.
+// This kernel exists only for the CPU. On CUDA the op is composed of other ops.
 struct MlpBernoulliLogProb {
-  DType dtype, x_type;    // x_type: the dtype, or u8
-  Activation activation;  // of all layers but the last
-  int depth;              // layers, the last of which makes the logits
+  DType dtype, x_type;    // x_type is the dtype, or u8
+  Activation activation;  // of all layers except the last
+  int depth;              // number of layers; the last one computes the logits
   MlpLayer layer[kMaxMlpLayers];
-  int64_t samples;  // rows that share one of x
+  int64_t samples;  // number of rows that share one row of x
   const void* h;    // [rows, layer[0].inputs]
-  const void* x;    // [rows / samples, dim()], by x_stride
+  const void* x;    // [rows / samples, dim()], with row stride x_stride
   int64_t x_stride;
   void* log_prob;  // [rows]
-  void* scratch;   // scratch_bytes(), of the thread
+  void* scratch;   // scratch_bytes() bytes per thread
 
   DGMFAST_ALWAYS_INLINE int64_t dim() const { return layer[depth - 1].outputs; }
-  DGMFAST_ALWAYS_INLINE int64_t widest() const {  // of what goes into the layers
+  DGMFAST_ALWAYS_INLINE int64_t widest() const {  // the widest input of any layer
     int64_t most = 0;
     for (int i = 0; i < depth; ++i) most = layer[i].inputs > most ? layer[i].inputs : most;
     return most;

@@ -1,4 +1,4 @@
-// Draws images pixel by pixel from a stack of causal convolutions, every activation computed once.
+// Draws images pixel by pixel from a stack of causal convolutions. Each activation is computed once.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -8,28 +8,28 @@ namespace dgmfast {
 
 enum class PixelKind : int { bernoulli, categorical, logistic };
 
-constexpr int64_t kPanelBytes = 64;  // weights are packed in panels of this many bytes of outputs: one cache line per input
+constexpr int64_t kPanelBytes = 64;  // size of a panel of packed weights per input: one cache line
 
 template <class T>
 constexpr int64_t kPanel = kPanelBytes / int64_t(sizeof(T));
 
-// One convolution. What it looks at, in raster order: the rows above with all their columns, then its own row up to the pixel,
-// where a group of outputs sees the groups of inputs before it and, unless it is the first layer, its own.
+// One convolution. In raster order, it reads the rows above with all their columns, then its own row up to the pixel. At the
+// pixel, a group of outputs sees the groups of inputs before it and, unless this is the first layer, its own group.
 struct PixelLayer {
   int64_t inputs, outputs, groups;
   int64_t kernel_rows, kernel_columns;
-  bool own_group;                 // mask B
-  bool relu, residual;            // conv(relu(h)); conv(...) + h
-  const void* weight = nullptr;   // the groups one after the other, each [panels][depth(group)][kPanel], zero beyond its outputs
-  const void* context = nullptr;  // what is added, [outputs] at each pixel
-  int64_t context_image = 0, context_pixel = 0;  // the strides of that; 0: a bias
-  // in the workspace of an image:
-  int64_t ring = 0;   // what the convolution reads, [rows()][columns(width)][inputs]; relu is done, the padding is zero
-  int64_t pixel = 0;  // h itself at the pixel, [inputs]
+  bool own_group;                 // true for mask B
+  bool relu, residual;            // relu: conv(relu(h)); residual: conv(...) + h
+  const void* weight = nullptr;   // one array per group, [panels][depth(group)][kPanel], zero beyond the group's outputs
+  const void* context = nullptr;  // added to the outputs: [outputs] at each pixel
+  int64_t context_image = 0, context_pixel = 0;  // strides of `context`; 0 if it is a bias
+  // Offsets in the workspace of an image:
+  int64_t ring = 0;   // what the convolution reads, [rows()][columns(width)][inputs], after relu and padded with zeros
+  int64_t pixel = 0;  // h at the pixel, before relu, [inputs]
 
   DGMFAST_ALWAYS_INLINE int64_t rows() const { return kernel_rows / 2 + 1; }
   DGMFAST_ALWAYS_INLINE int64_t columns(int64_t width) const { return width + kernel_columns - 1; }
-  DGMFAST_ALWAYS_INLINE int64_t own_row(int64_t group) const {  // inputs of the pixel's own row
+  DGMFAST_ALWAYS_INLINE int64_t own_row(int64_t group) const {  // number of inputs in the pixel's own row
     return kernel_columns / 2 * inputs + (group + own_group) * (inputs / groups);
   }
   DGMFAST_ALWAYS_INLINE int64_t depth(int64_t group) const { return kernel_rows / 2 * kernel_columns * inputs + own_row(group); }
@@ -40,7 +40,7 @@ struct PixelLayer {
   }
 };
 
-// Everything is contiguous. The workspaces hold the state between calls: rows [0, first_row) are done.
+// All arrays are contiguous. The workspaces hold the state between calls, in which rows [0, first_row) are done.
 struct PixelCnnSample {
   int64_t channels, height, width;
   int64_t first_row, last_row;
@@ -49,15 +49,15 @@ struct PixelCnnSample {
   int64_t levels;
   double temperature;
   const PixelLayer* layers;
-  int64_t depth;           // how many layers
+  int64_t depth;           // number of layers
   const double* uniforms;  // [N, C, H, W]
-  const void* observed;    // [N, C, H, W], used where `keep` is set
-  const bool* keep;        // [N, C, H, W]; null: everything is drawn
+  const void* observed;    // [N, C, H, W], used where `keep` is true
+  const bool* keep;        // [N, C, H, W]; null if everything is drawn
   void* image;             // [N, C, H, W]
   void* workspace;         // [N, workspace_stride]
   int64_t workspace_stride;
-  int64_t parameters;  // in the workspace: of the pixel's distribution, [channels, parameters of one]
-  int64_t products;    // in the workspace: [outputs of a group, rounded up to a panel]
+  int64_t parameters;  // offset in the workspace of the parameters of the pixel's distribution, [channels, parameters of one]
+  int64_t products;    // offset in the workspace of the sums, [outputs of a group, rounded up to a panel]
   double* weights;     // [N, levels]: unnormalised probabilities of categorical draws
 };
 

@@ -1,7 +1,7 @@
-// Activations, and their derivatives in terms of their outputs, so that a layer need not keep what went in.
+// Activations, and their derivatives as functions of the output, so that a layer need not keep its input.
 //
-// value(a): the output. gradient(g, out): g times the derivative at the number whose output is `out`. Both do as torch's
-// functions of the same name, thresholds included, and let NaN through.
+// value(a) returns the activation of a. gradient(g, out) returns g times the derivative at the a for which value(a) = out. Both
+// match torch's functions of the same name, including their thresholds. value(a) is NaN if a is.
 #pragma once
 
 #include "math/elementary.h"
@@ -9,6 +9,7 @@
 namespace dgmfast {
 namespace {
 
+// value(a) = a.
 struct Identity {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {
@@ -20,6 +21,7 @@ struct Identity {
   }
 };
 
+// value(a) = max(a, 0).
 struct Relu {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {
@@ -31,6 +33,7 @@ struct Relu {
   }
 };
 
+// value(a) = a for a > 0, otherwise 0.1 a.
 struct LeakyRelu {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {
@@ -42,6 +45,7 @@ struct LeakyRelu {
   }
 };
 
+// value(a) = tanh(a), within 1.5 ulp.
 struct Tanh {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {
@@ -58,6 +62,7 @@ struct Tanh {
   }
 };
 
+// value(a) = log(1 + e^a); for a > 20 it is a itself.
 struct Softplus {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {
@@ -65,11 +70,12 @@ struct Softplus {
     return a > T(20) ? a : soft;
   }
   template <class T>
-  DGMFAST_HOST_DEVICE static T gradient(T g, T out) {  // sigmoid(a) = 1 - e^{-softplus(a)}
+  DGMFAST_HOST_DEVICE static T gradient(T g, T out) {  // the derivative is sigmoid(a) = 1 - e^{-softplus(a)}
     return out > T(20) ? g : -g * expm1_nonpositive(-out);
   }
 };
 
+// value(a) = a for a > 0, otherwise e^a - 1.
 struct Elu {
   template <class T>
   DGMFAST_HOST_DEVICE static T value(T a) {

@@ -1,4 +1,4 @@
-// Bernoulli variables in terms of logits.
+// Terms of the log-likelihood of Bernoulli variables, as functions of their logits.
 #pragma once
 
 #include "math/elementary.h"
@@ -6,14 +6,17 @@
 namespace dgmfast {
 namespace {
 
-// log p(x) = x l - max(l, 0) - log(1 + e^{-|l|}). The factors 1 + e^{-|l|} lie in (1, 2], so that many can be multiplied before
-// one logarithm is due. What is kept of a product is its excess over 1, which has all its digits where the logits are large.
+// log p(x) = x l - max(l, 0) - log(1 + e^{-|l|}) for a logit l. The factors 1 + e^{-|l|} lie in (1, 2], so many of them can be
+// multiplied before one logarithm is taken. A product is stored as its excess over 1, which keeps full relative precision when
+// the logits are large.
+//
+// bernoulli_linear returns x l - max(l, 0), the part of log p(x) that needs no logarithm.
 template <class T>
 DGMFAST_HOST_DEVICE T bernoulli_linear(T logit, T x) {
   return x * logit - maximum(logit, T(0));
 }
 
-// The excess of a product, times the factor of one more logit.
+// Multiplies a product, stored as its excess over 1, by the factor of one more logit. Returns the new excess.
 template <class T>
 DGMFAST_HOST_DEVICE T softplus_product(T excess, T logit) {
   const T e = exp_nonpositive(-magnitude(logit));
@@ -21,7 +24,7 @@ DGMFAST_HOST_DEVICE T softplus_product(T excess, T logit) {
 }
 
 template <class T>
-constexpr int kFactors = 120;  // factors whose product cannot overflow: 2^120 < 3.4e38
+constexpr int kFactors = 120;  // number of factors whose product cannot overflow: 2^120 < 3.4e38
 template <>
 constexpr int kFactors<double> = 1000;
 

@@ -1,7 +1,7 @@
-// What lets one formula compile for every instruction set and for CUDA: internal linkage, and exact bit reinterpretation.
+// What makes one formula compile for every instruction set and for CUDA: internal linkage, and exact reinterpretation of bits.
 //
-// Everything in csrc/math sits in an anonymous namespace: each instruction set's object file gets its own copy, so the
-// linker can never hand the AVX-512 version of a function to the baseline path.
+// Everything in csrc/math is in an anonymous namespace. Each instruction set's object file gets its own copy, so the linker can
+// never put the AVX-512 version of a function into the baseline code.
 #pragma once
 
 #include <math.h>
@@ -36,26 +36,31 @@ struct Bits<double> {
   static constexpr Int bias = 1023;
 };
 
+// Returns the bits of a value as another type of the same size.
 template <class To, class From>
 DGMFAST_HOST_DEVICE To bits_as(From value) {
   return __builtin_bit_cast(To, value);
 }
 
+// Returns positive infinity.
 template <class T>
 DGMFAST_HOST_DEVICE T infinity() {
   return T(__builtin_huge_valf());
 }
 
+// Returns the larger number, or b if either is NaN.
 template <class T>
-DGMFAST_HOST_DEVICE T maximum(T a, T b) {  // not NaN-propagating: b when either is NaN
+DGMFAST_HOST_DEVICE T maximum(T a, T b) {
   return a > b ? a : b;
 }
 
+// Returns the smaller number, or b if either is NaN.
 template <class T>
 DGMFAST_HOST_DEVICE T minimum(T a, T b) {
   return a < b ? a : b;
 }
 
+// The absolute value and the square root, overloaded for float and double.
 DGMFAST_HOST_DEVICE float magnitude(float a) { return fabsf(a); }
 DGMFAST_HOST_DEVICE double magnitude(double a) { return fabs(a); }
 DGMFAST_HOST_DEVICE float square_root(float a) { return sqrtf(a); }

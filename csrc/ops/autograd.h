@@ -1,4 +1,4 @@
-// How an op meets torch's dispatcher, autograd and autocast.
+// How an op is connected to torch's dispatcher, autograd and autocast.
 #pragma once
 
 #include <ATen/autocast_mode.h>
@@ -14,7 +14,7 @@
 
 #include "ops/checks.h"
 
-// Registers an op, given as a struct `Op` (see forward_of), for every dispatch key by its functions.
+// Registers the functions of an op, which is described by a struct `Op` (see forward_of), for every dispatch key.
 #define DGMFAST_REGISTER(Op, forward, backward, forward_meta, backward_meta, autograd)                             \
   TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { register_pair<Op>(m, &forward, &backward); }                               \
   TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { register_pair<Op>(m, &forward, &backward); }                              \
@@ -30,8 +30,8 @@ c10::TypedOperatorHandle<Signature> find_op(const std::string& name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(("dgmfast::" + name).c_str(), "").typed<Signature>();
 }
 
-// The typed handles of an op. A struct `Op` has its `name`, the signatures `Forward` and `Backward` (those of its schema), and
-// `Wanted`, std::array<bool, N>, where the backward pass is told which of the first N arguments want a gradient.
+// The typed handles of an op. A struct `Op` has the op's `name` and the signatures `Forward` and `Backward` of its schemas. If
+// the backward op is told which of the first N arguments want a gradient, `Op` also has `Wanted`, which is std::array<bool, N>.
 template <class Op>
 const c10::TypedOperatorHandle<typename Op::Forward>& forward_of() {
   static const auto op = find_op<typename Op::Forward>(Op::name);
@@ -54,7 +54,7 @@ void register_pair(torch::Library& m, Forward forward, Backward backward) {
 
 namespace detail {
 inline bool differentiable(const Tensor& t, bool reverse_mode) {
-  // a forward-mode tangent also goes through the Function, which raises torch's error: it must not vanish
+  // a forward-mode tangent must not be dropped silently: it also goes through the Function, which raises torch's error
   return t.defined() && ((reverse_mode && t.requires_grad()) || t._fw_grad(/*level=*/0).defined());
 }
 inline bool differentiable(const OptionalTensor& t, bool reverse_mode) {
@@ -69,7 +69,7 @@ bool differentiable(const T&, bool) {
 }
 }  // namespace detail
 
-// Whether a call must leave a node in the autograd graph.
+// Returns whether a call must record a node in the autograd graph.
 template <class... Args>
 bool needs_graph(const Args&... args) {
   const bool reverse_mode = c10::GradMode::is_enabled();
@@ -78,7 +78,7 @@ bool needs_graph(const Args&... args) {
 
 inline OptionalTensor optional(const Tensor& saved) { return saved.defined() ? OptionalTensor(saved) : std::nullopt; }
 
-// Which of the inputs want a gradient; autograd numbers only those that are present.
+// Returns which of the inputs want a gradient. Autograd numbers only the inputs that are present.
 template <size_t N>
 std::array<bool, N> wanted_gradients(const torch::autograd::AutogradContext* ctx, const std::array<bool, N>& present) {
   std::array<bool, N> wanted{};
@@ -89,7 +89,8 @@ std::array<bool, N> wanted_gradients(const torch::autograd::AutogradContext* ctx
   return wanted;
 }
 
-// Drops the size-0 stand-ins and adds undefined gradients for the `others` that have none.
+// Returns the gradients as autograd expects them: undefined where they are not wanted, instead of tensors of size 0, and
+// undefined for the `others`, arguments that have no gradient.
 template <class Grads, size_t N>
 torch::autograd::variable_list gradient_list(const Grads& grads, const std::array<bool, N>& wanted, size_t others = 0) {
   torch::autograd::variable_list list(N + others);
@@ -99,7 +100,7 @@ torch::autograd::variable_list gradient_list(const Grads& grads, const std::arra
 }
 
 namespace detail {
-// How an argument of an op is kept for its backward pass: a tensor as a saved variable, anything else as an IValue.
+// Saves the arguments of an op for its backward pass: a tensor as a saved variable, anything else as an IValue.
 class Keeper {
  public:
   explicit Keeper(torch::autograd::AutogradContext* ctx) : ctx_(ctx) {}
@@ -117,7 +118,7 @@ class Keeper {
   size_t others_ = 0;
 };
 
-// Gives back what a Keeper kept, in the same order.
+// Returns what a Keeper saved, in the same order.
 class Kept {
  public:
   explicit Kept(torch::autograd::AutogradContext* ctx) : ctx_(ctx), tensors_(ctx->get_saved_variables()) {}
@@ -142,8 +143,8 @@ class Kept {
 };
 }  // namespace detail
 
-// The Function of an op whose backward takes the gradients of its outputs, then all that the forward took, then `Wanted`; the
-// arguments that have gradients, tensors, come first.
+// The autograd Function of an op. The op's backward takes the gradients of the outputs, then all arguments of the forward, then
+// `Wanted` if the op has it. The arguments that have gradients are tensors and come first.
 template <class Op, class Signature = typename Op::Forward>
 struct KeepArguments;
 template <class Op, class Return, class... Args>
@@ -163,7 +164,7 @@ struct KeepArguments<Op, Return(Args...)> : torch::autograd::Function<KeepArgume
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     detail::Kept kept(ctx);
-    const std::tuple<std::decay_t<Args>...> args{kept.next<std::decay_t<Args>>()...};  // in order, because of the braces
+    const std::tuple<std::decay_t<Args>...> args{kept.next<std::decay_t<Args>>()...};  // braces evaluate in order
     constexpr size_t outputs = [] {
       if constexpr (std::is_same_v<Return, Tensor>) {
         return size_t(1);
@@ -187,7 +188,7 @@ struct KeepArguments<Op, Return(Args...)> : torch::autograd::Function<KeepArgume
   }
 };
 
-// The Autograd kernel of an op: a node of `Function` where one is needed, else the op below autograd.
+// The Autograd kernel of an op. It records a node of `Function` if one is needed, and otherwise calls the op below autograd.
 template <class Op, class Function = KeepArguments<Op>, class Signature = typename Op::Forward>
 struct ForwardAutograd;
 template <class Op, class Function, class Return, class... Args>
@@ -208,7 +209,7 @@ struct ForwardAutograd<Op, Function, Return(Args...)> {
   }
 };
 
-// The Autograd kernel of a backward op: computes below autograd, and leaves a node whose own backward raises.
+// The Autograd kernel of a backward op. It computes below autograd, and records a node whose own backward raises.
 template <class Op>
 struct NoSecondDerivative : torch::autograd::Function<NoSecondDerivative<Op>> {
   template <class... Args>
@@ -238,7 +239,7 @@ Return backward_without_graph(Args... args) {
   }(std::make_index_sequence<std::tuple_size_v<Return>>());
 }
 
-// Registers `backward_without_graph` under the op's own signature.
+// Gives `backward_without_graph` the signature of the op's schema.
 template <class Op, class Signature = typename Op::Backward>
 struct BackwardAutograd;
 template <class Op, class Return, class... Args>
@@ -246,7 +247,8 @@ struct BackwardAutograd<Op, Return(Args...)> {
   static Return call(Args... args) { return backward_without_graph<Op, Return, Args...>(args...); }
 };
 
-// Under autocast every floating argument but float64 becomes float32, or the op's `autocast_type(device)`.
+// Autocast converts every floating-point argument except float64 to float32, or to the type that the op's `autocast_type(device)`
+// returns.
 inline Tensor cast_floating(at::ScalarType type, const Tensor& t, at::DeviceType device) {
   return t.is_floating_point() ? at::autocast::cached_cast(type, t, device) : t;
 }
@@ -266,7 +268,7 @@ at::ScalarType autocast_type(at::DeviceType device) {
     return at::kFloat;
   }
 }
-// For ops that are products: as torch's linear; the CPU kernels have no 16 bits.
+// For ops that are matrix products. They are cast as torch's linear is, except that the CPU kernels have no 16-bit types.
 struct AutocastAsLinear {
   static at::ScalarType autocast_type(at::DeviceType device) {
     return device == at::kCPU ? at::kFloat : at::autocast::get_autocast_dtype(device);

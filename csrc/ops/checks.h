@@ -1,4 +1,4 @@
-// The checks of an op's arguments, with readable messages, and what they need to know of a tensor.
+// The checks of an op's arguments, with readable messages, and the queries on tensors that they need.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +19,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 template <class Int>
 using Shape = c10::SmallVector<Int, 6>;
 
-// One tensor argument by the name users know; `tensor` is null where an optional argument was left out.
+// One tensor argument, with the name that users know. `tensor` is null if an optional argument was left out.
 struct Arg {
   const char* name;
   const Tensor* tensor;
@@ -39,32 +39,32 @@ c10::ArrayRef<Int> sizes(const Tensor& t) {
 
 DType dtype_of(const Tensor& t);
 
-// Sums of hundreds of nats are kept out of 16 bits.
+// The dtype of sums. Sums of hundreds of nats are not kept in 16 bits.
 inline at::ScalarType accumulate_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// One device for all, and one floating dtype that the device's kernels take.
+// Checks that all arguments are on one device and have one floating dtype, which the device's kernels take.
 void check_floating(const char* op, c10::ArrayRef<Arg> args);
 void check_same_device(const char* op, const Arg& expected, const Arg& got);
-// On the device of `first`, and of its dtype, or bool or uint8: binary data.
+// Checks that `data` is on the device of `first` and has its dtype, or is binary data of dtype bool or uint8.
 void check_data(const char* op, const Arg& first, const Arg& data);
 
-// The activation of a name; none is the identity.
+// Returns the activation with this name, and the identity if there is no name.
 Activation activation_of(const char* op, const std::optional<c10::string_view>& name);
 
-// Broadcasts the leading dimensions of an argument [..., D] with `shape`, in place. Int is SymInt under Meta.
+// Broadcasts `shape` with the leading dimensions of an argument [..., D], in place. Int is SymInt under Meta.
 template <class Int>
 void join_leading(const char* op, const Arg& arg, Shape<Int>& shape);
 
-// The broadcast shape of the leading dimensions of arguments [..., D] that share D.
+// Returns the broadcast shape of the leading dimensions of arguments [..., D], after checking that they share D.
 template <class Int>
 Shape<Int> leading_shape(const char* op, c10::ArrayRef<Arg> args);
 
-// An incoming gradient must look like the output it belongs to: `shape`, on the device and of the dtype of the op's `first`
-// argument.
+// Checks that an incoming gradient looks like the output that it belongs to: it has the shape `shape`, and the device and dtype
+// of the op's `first` argument.
 template <class Int>
 void check_gradient(const char* op, const Arg& grad, const Arg& first, c10::ArrayRef<Int> shape);
 
-// The shape as text, for messages.
+// Returns the shape as text, for messages.
 template <class Int>
 std::string text(c10::ArrayRef<Int> shape) {
   std::ostringstream out;
@@ -72,8 +72,8 @@ std::string text(c10::ArrayRef<Int> shape) {
   return out.str();
 }
 
-// Whether ops on this device run CUDA kernels: on a card, and in a build with DGMFAST_CUDA_ON_HOST, which is for tests, on the
-// CPU.
+// Returns whether ops on this device run CUDA kernels. They do so on a CUDA device and, in a build with DGMFAST_CUDA_ON_HOST,
+// which is for tests, also on the CPU.
 inline bool runs_cuda([[maybe_unused]] const at::Device& device) {
 #ifdef DGMFAST_CUDA_ON_HOST
   return true;

@@ -22,14 +22,14 @@ struct Op {
 using Wanted = Op::Wanted;
 
 void check_word(const char* name, const Int& first, const Int& count) {
-  // what is symbolic in a traced program is checked when it runs: a guard here would bound the sizes that it accepts
+  // symbolic values of a traced program are checked when it runs: a guard here would limit the sizes that it accepts
   if (first.is_symbolic() || count.is_symbolic()) return;
   const int64_t limit = int64_t(1) << 32;
   TORCH_CHECK_VALUE(first >= 0 && first <= limit - count, Op::name, ": ", name, " must lie in [0, 2^32) to its last draw; got ",
                     first);
 }
 
-// The shape of log_q, [B, K].
+// Checks the arguments and returns the shape of log_q, [B, K].
 template <class Size>
 Shape<Size> check(const Tensor& mean, const Tensor& log_var, const Size& k, const OptionalTensor& seed_tensor, const Int& stream,
                   const Int& first_row, const Int& first_sample) {
@@ -59,7 +59,7 @@ void check_gradients(const Tensor& grad_z, const Tensor& grad_log_q, const Tenso
   check_gradient<Size>(Op::name, {"grad_z", &grad_z}, {"mean", &mean}, shape);
 }
 
-// [B, D] as [B, 1, D], so that it broadcasts over the samples; [D], as [1, 1, D].
+// Returns [B, D] as [B, 1, D], so that it broadcasts over the samples, and [D] as [1, D], which broadcasts over the rows too.
 Tensor per_sample(const Tensor& t, int64_t rank) { return rank == 3 ? t : t.unsqueeze(-2); }
 
 int64_t rank_of(const Tensor& mean, const Tensor& log_var) { return std::max(mean.dim(), log_var.dim()); }

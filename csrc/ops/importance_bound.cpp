@@ -17,7 +17,7 @@ struct Op {
   using Backward = Gradients(const Tensor&, const Tensor&, int64_t);
 };
 
-// log_w with the reduced dimension last.
+// Checks the arguments and returns log_w with the reduced dimension last.
 Tensor check(const Tensor& log_w, int64_t dim) {
   check_floating(Op::name, {{{"log_w", &log_w}}});
   TORCH_CHECK_VALUE(log_w.dim() > 0, Op::name, ": log_w must have at least one dimension; got a 0-dimensional tensor");

@@ -15,9 +15,9 @@ struct Op {
   using Forward = Tensor(const Tensor&, const OptionalTensor&);
 };
 
-constexpr int64_t kStateSize = 5;  // math/importance.h
+constexpr int64_t kStateSize = 5;  // as in math/importance.h
 
-// The state's shape, [..., 5].
+// Checks the arguments and returns the state's shape, [..., 5].
 template <class Int>
 Shape<Int> check(const Tensor& log_w, const OptionalTensor& state) {
   const std::array<Arg, 2> args{{{"log_w", &log_w}, {"state", pointer(state)}}};
@@ -61,7 +61,7 @@ TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
 TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU>::call); }
 TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA>::call); }
-// statistics, not a training signal: a gradient asked of them raises
+// The state holds statistics and is no training signal, so asking for its gradient raises.
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, torch::autograd::autogradNotImplementedFallback()); }
 
 }  // namespace dgmfast

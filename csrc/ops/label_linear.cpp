@@ -28,7 +28,7 @@ struct Op : AutocastAsLinear {
 };
 using Wanted = Op::Wanted;
 
-// The leading dimensions of the output.
+// Checks the arguments and returns the leading dimensions of the output.
 template <class Int>
 Shape<Int> check(const Tensor& x, const Tensor& weight, const Tensor& label_weight, const OptionalTensor& bias) {
   check_floating(Op::name, {{{"x", &x}, {"weight", &weight}, {"label_weight", &label_weight}, {"bias", pointer(bias)}}});
@@ -60,7 +60,8 @@ Shape<Int> out_shape(const Shape<Int>& leading, const Tensor& label_weight) {
   return with_last<Int>(leading, {size[1], size[0]});
 }
 
-// W x + bias, once for all labels. A bias of its own for each row is added to the product, so that x is not repeated for it.
+// Returns W x + bias, which is computed once for all labels. A bias that differs between rows is added to the product, so that x
+// is not repeated for it.
 Tensor shared_part(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
   const Tensor* b = pointer(bias);
   if (b && b->dim() > 1) return at::add(at::linear(x, weight), *b).contiguous();
@@ -80,7 +81,8 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& label_weight
   return out;
 }
 
-// Rows that are summed before they join the total: on the CPU against rounding, on CUDA to occupy the card.
+// Returns how many rows are summed before they are added to the total. On the CPU this limits rounding error; on CUDA it keeps
+// the card busy.
 int64_t segment_rows(const Tensor& grad, int64_t rows, int64_t targets) {
   if (!runs_cuda(grad.device())) return 64;
   const int64_t segments = std::max<int64_t>(1, kCudaThreads / targets);
@@ -100,7 +102,7 @@ Gradients backward(const Tensor& grad_, const Tensor& out_, const Tensor& x, con
   const auto none = [&] { return at::empty({0}, x.options()); };
   Tensor grad_x = none(), grad_weight = none(), grad_label_weight = none(), grad_bias = none();
 
-  Tensor shared, partial;  // δ summed over the labels [..., H], and over the rows of each segment [segments, Y, H]
+  Tensor shared, partial;  // δ summed over the labels, [..., H], and over the rows of each segment, [segments, Y, H]
   LabelLinearBackward params{labels, dim, rows, 1, dtype_of(x), activation, data(&grad), data(&out), nullptr, nullptr};
   params.segment = segment_rows(grad, rows, std::max<int64_t>(1, labels * dim));
   if (wanted[0] || wanted[1] || wanted[3]) {

@@ -1,4 +1,4 @@
-// Launching: a kernel on the threads of the CPU or on a CUDA stream.
+// Launches kernels on CPU threads or on a CUDA stream.
 #pragma once
 
 #include <c10/util/FunctionRef.h>
@@ -14,7 +14,8 @@ void run_with_scratch(int64_t bytes, int64_t items, int64_t grain, c10::function
 void run_on_cuda(const at::Device& device, c10::function_ref<void(void*)> body);
 }  // namespace detail
 
-// Runs a CPU kernel on chunks of `items`, each of about `cost` numbers, or a CUDA kernel on the current stream.
+// Runs a CPU kernel on chunks of its `items`, each of which costs about as much as `cost` numbers, or a CUDA kernel on the
+// current stream.
 template <class Params>
 void launch(const at::Device& device, const Params& params, int64_t items, int64_t cost, CpuKernel<Params> cpu,
             CudaKernel<Params> cuda) {
@@ -26,7 +27,7 @@ void launch(const at::Device& device, const Params& params, int64_t items, int64
   }
 }
 
-// Runs a CPU kernel on its items, at least `grain` of them a thread, with params.scratch of the thread's own.
+// Runs a CPU kernel on its items, at least `grain` of them per thread. Each thread has its own params.scratch.
 template <class Params>
 void launch_with_scratch(const Params& params, int64_t items, int64_t grain, CpuKernel<Params> kernel) {
   detail::run_with_scratch(params.scratch_bytes(), items, grain, [&](void* scratch, int64_t begin, int64_t end) {
@@ -36,7 +37,8 @@ void launch_with_scratch(const Params& params, int64_t items, int64_t grain, Cpu
   });
 }
 
-// The gradients of the first N inputs; those not wanted come back with size 0. `fill(plan, out)` makes the kernel's struct.
+// Returns the gradients of the first N inputs. Gradients that are not wanted have size 0. `fill(plan)` makes the kernel's struct,
+// except for grad_input.
 template <size_t N, class Params, class Fill>
 std::array<Tensor, N> launch_gradients(const char* op, at::IntArrayRef leading, int64_t dim, c10::ArrayRef<PlanInput> inputs,
                                        const std::array<bool, N>& wanted, Fill fill, CpuKernel<Params> cpu,

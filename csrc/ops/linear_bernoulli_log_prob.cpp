@@ -37,7 +37,7 @@ const c10::TypedOperatorHandle<Op::WithLogits>& with_logits() {
   return op;
 }
 
-// The shape of the output: h's without its last dimension.
+// Returns the shape of the output, which is h's without the last dimension.
 template <class Int>
 Shape<Int> leading_of(const Tensor& h) {
   const auto size = sizes<Int>(h);
@@ -69,7 +69,7 @@ Shape<Int> logits_shape(const Tensor& h, const Tensor& weight) {
   return shape;
 }
 
-// What the backward pass gets of the forward pass's outputs: grad in the dtype of the sums, logits in that of h.
+// Checks what the backward pass gets in addition: grad must be in the dtype of the sums, and logits in that of h.
 template <class Int>
 void check_sums(const Tensor& grad, const Tensor& h, const Tensor& weight, const OptionalTensor& logits,
                 const Shape<Int>& leading) {
@@ -78,10 +78,10 @@ void check_sums(const Tensor& grad, const Tensor& h, const Tensor& weight, const
   if (pointer(logits)) check_gradient<Int>(Op::name, {"logits", &*logits}, {"h", &h}, logits_shape<Int>(h, weight));
 }
 
-// Logits that are in memory at a time: they stay in a core's cache, or in that of a card.
+// The number of logits that are in memory at a time. They stay in the cache of a core, or in that of a CUDA card.
 constexpr int64_t kCpuNumbers = 1 << 18, kCudaNumbers = 1 << 22;
 
-// The arguments as the blocks want them; none is empty but H.
+// The arguments in the form that the blocks need. No dimension is empty, except perhaps H.
 struct Problem {
   Tensor h, weight;     // [B, K, H], [D, H]
   OptionalTensor bias;  // [D]
@@ -100,7 +100,7 @@ struct Problem {
   bool is_half() const { return h.scalar_type() != accumulate_type(h); }
   Tensor buffer(at::ScalarType type) const { return at::empty({blocks.largest(), dim}, h.options().dtype(type)); }
 
-  // The logits [size, D] of a block into `out`, of h's dtype.
+  // Writes the logits [size, D] of a block to `out`, in h's dtype.
   void product(const Block& b, Tensor out) const {
     const Tensor rows = rows_of(h, b), transposed = weight.t();
     bias ? at::addmm_out(out, *bias, rows, transposed) : at::mm_out(out, rows, transposed);
@@ -113,7 +113,7 @@ struct Problem {
   }
 };
 
-// The buffers of one thread for the logits of a block, in h's dtype and in the sums'.
+// One thread's buffers for the logits of a block, in h's dtype and in the dtype of the sums.
 struct Buffers {
   Tensor product, sums;
 
@@ -129,17 +129,18 @@ struct Buffers {
   }
 };
 
-// body(first, last) on ranges of n things, at once on several threads. A single one is left to the threads of the library.
+// Calls body(first, last) on ranges of n items, on several threads at once. A single item runs in the calling thread, so that the
+// matrix library can use its own threads.
 template <class Body>
 void in_parallel(const at::Device& device, int64_t n, Body body) {
   if (runs_cuda(device) || n == 1) return body(0, n);
   at::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
-    const at::AutoDispatchBelowADInplaceOrView guard;  // threads do not inherit it
+    const at::AutoDispatchBelowADInplaceOrView guard;  // threads do not inherit the guard
     body(first, last);
   });
 }
 
-// Into log_prob [B, K], and all logits into `kept` [B, K, D] where it is defined.
+// Writes the log-likelihoods to log_prob [B, K] and, if `kept` [B, K, D] is defined, all logits to it.
 void log_prob_of_blocks(const Problem& p, const Tensor& log_prob, const Tensor& kept) {
   in_parallel(p.h.device(), p.blocks.count(), [&](int64_t first, int64_t last) {
     const Buffers buffers(p, !kept.defined());
@@ -173,14 +174,14 @@ LogProbAndLogits forward_with_logits(const Tensor& h, const Tensor& weight, cons
   return {run_forward(h, weight, bias, x, with_samples(logits, h)), logits};
 }
 
-// Sums over the rows are cut in at most this many partial sums, so that their order does not depend on the threads.
+// Sums over the rows are cut into at most this many partial sums, so that their order does not depend on the number of threads.
 constexpr int64_t kSegments = 16;
 
-// Where the gradients go; undefined where not wanted.
+// Where the gradients go. A tensor is undefined if its gradient is not wanted.
 struct Outputs {
   Tensor h;       // [B, K, H]
-  Tensor weight;  // [segments, D, H], in the sums' dtype
-  Tensor bias;    // [segments, D], in the sums' dtype
+  Tensor weight;  // [segments, D, H], in the dtype of the sums
+  Tensor bias;    // [segments, D], in the dtype of the sums
 };
 
 void add_products(const Problem& p, const Block& b, const Tensor& delta, const Buffers& buffers, const Outputs& out, int64_t s,
@@ -204,7 +205,7 @@ void add_products(const Problem& p, const Block& b, const Tensor& delta, const B
   }
 }
 
-// δ = grad (x − σ(logits)) block by block, and its products while it is in cache.
+// Computes δ = grad (x − σ(logits)) block by block, and the products of each block's δ while it is in cache.
 void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kept, int64_t segments, const Outputs& out) {
   in_parallel(p.h.device(), segments, [&](int64_t first, int64_t last) {
     const Buffers buffers(p, true);
@@ -215,7 +216,7 @@ void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kep
         const Tensor product = kept.defined() ? rows_of(kept, b) : buffers.product.narrow(0, 0, b.size());
         if (!kept.defined()) p.product(b, product);
         const Tensor logits = buffers.widened(product), x = p.x.narrow(0, b.b, b.rows), g = part(grad, b);
-        const Tensor delta = buffers.sums.narrow(0, 0, b.size());  // in place, where the logits are not kept
+        const Tensor delta = buffers.sums.narrow(0, 0, b.size());  // overwrites the logits, unless they are kept
         const BernoulliLogProbBackward params{
             p.plan(b, logits, x, &g), dtype_of(x), {data(&logits), data(&x)}, data(&g), {delta.mutable_data_ptr(), nullptr}};
         const int64_t items = b.size() * ((p.dim + kColumns - 1) / kColumns);
@@ -226,7 +227,7 @@ void gradients_of_blocks(const Problem& p, const Tensor& grad, const Tensor& kep
   });
 }
 
-// Σ_k grad logits = W (Σ_k grad h) + bias Σ_k grad, without the logits.
+// Returns Σ_k grad logits = W (Σ_k grad h) + bias Σ_k grad, which does not need the logits.
 Tensor gradient_of_x(const Problem& p, const Tensor& grad) {
   const Tensor weighted = at::bmm(grad.unsqueeze(1), p.h.to(grad.scalar_type())).squeeze(1);
   const Tensor product = at::mm(weighted, p.weight.to(grad.scalar_type()).t());
@@ -275,12 +276,13 @@ Gradients backward_meta(const Tensor& grad, const Tensor& h, const Tensor& weigh
   return std::tuple_cat(meta_gradients<4>(Op::name, {&h, &weight, given, &x}, wanted));
 }
 
-// Training keeps up to this many logits for its backward pass; more are computed again. Keeping 5000 x 784 of them saved 20 % of
-// a step at H = 200 and 25 % at 500, but 20000 x 784, which no cache holds, only 10 % at 200, and cost 30 % at 25
-// (docs/floors.md).
+// Training keeps up to this many logits for its backward pass; if there are more, they are computed again. Keeping 5000 x 784
+// logits saved 20 % of a step at H = 200 and 25 % at H = 500. Keeping 20000 x 784, which no cache holds, saved only 10 % at
+// H = 200 and cost 30 % at H = 25 (docs/floors.md).
 constexpr int64_t kKept = 1 << 22;
 
-// Where sizes are symbols, nothing is known of them, and a choice would tie the graph to them.
+// Returns whether the logits are kept. They are not kept if sizes are symbolic: their values are unknown, and a choice would tie
+// the graph to them.
 bool keeps(const Tensor& h, const Tensor& weight) {
   const std::optional<int64_t> numbers = c10::multiply_integers(logits_shape<c10::SymInt>(h, weight)).maybe_as_int();
   return numbers && *numbers <= kKept;
@@ -311,7 +313,7 @@ struct LinearBernoulliFunction : torch::autograd::Function<LinearBernoulliFuncti
   }
 };
 
-// Only ever called by the Function above.
+// Called only by the Function above.
 LogProbAndLogits autograd_with_logits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& x) {
   TORCH_CHECK_NOT_IMPLEMENTED(!needs_graph(h, weight, bias, x),
                               "linear_bernoulli_log_prob_with_logits has no derivative; use linear_bernoulli_log_prob");

@@ -27,7 +27,7 @@ Shape<Int> check(const Tensor& logits, const Tensor& values) {
   return leading_shape<Int>(Op::name, args);
 }
 
-// The results of the rows, or what their gradients need (kLabelSums numbers each).
+// Computes the results of the rows or, if `bound` is null, what their gradients need (kLabelSums numbers each).
 void run(at::IntArrayRef leading, const Tensor& logits, const Tensor& values, void* bound, void* sums) {
   const RowPlan plan = forward_plan(Op::name, leading, logits.size(-1), dtype_of(logits), {{{&logits}, {&values}}});
   const MarginalizeLabels params{plan, data(&logits), data(&values), bound, sums};
@@ -36,7 +36,7 @@ void run(at::IntArrayRef leading, const Tensor& logits, const Tensor& values, vo
 
 Tensor forward(const Tensor& logits_, const Tensor& values_) {
   const auto leading = check<int64_t>(logits_, values_);
-  if (logits_.size(-1) == 0) return at::zeros(leading, logits_.options());  // the sum over no label
+  if (logits_.size(-1) == 0) return at::zeros(leading, logits_.options());  // the sum over no labels
   const Tensor logits = with_unit_stride(logits_), values = with_unit_stride(values_);
   const Tensor bound = at::empty(leading, logits.options());
   run(leading, logits, values, bound.mutable_data_ptr(), nullptr);

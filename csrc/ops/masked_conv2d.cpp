@@ -56,9 +56,9 @@ MaskedTaps taps_of(const Tensor& weight, Name mask, int64_t colors, int64_t unma
 
 void copy_strides(const Tensor& t, int64_t (&stride)[4]) { std::copy_n(t.strides().begin(), 4, stride); }
 
-// As many positions as keep what a portion of the entries reads of x in 16 KB.
+// Returns the number of positions for which the part of x that a portion of the entries reads fits in 16 KB.
 int64_t chunk_of(const MaskedConv2d& p) {
-  constexpr int64_t most = 960, step = 48;  // whole tiles of any kernel
+  constexpr int64_t most = 960, step = 48;  // whole register tiles in every kernel
   if (p.out_channels() <= kConvBlock) return most;
   const int64_t rows = p.planes().above + p.planes().below + 1;
   const int64_t lines = std::min(p.channels() * rows, kConvEntries * rows / std::max<int64_t>(1, p.taps.before()));
@@ -66,7 +66,7 @@ int64_t chunk_of(const MaskedConv2d& p) {
   return std::clamp(fits / step * step, step, most);
 }
 
-// The output's values, or with `transposed` the gradient of the input, from x, the gradient of the output.
+// Computes the output or, with `transposed`, the gradient of the input, where x is the gradient of the output.
 void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Tensor& weight_, const OptionalTensor& bias_,
               const Tensor& out) {
   const Tensor weight = weight_.contiguous(), bias = pointer(bias_) ? bias_->contiguous() : Tensor();
@@ -78,7 +78,7 @@ void convolve(const MaskedTaps& taps, bool transposed, const Tensor& x, const Te
   copy_strides(x, params.x_stride), copy_strides(out, params.out_stride);
   params.bands = 1;
   if (runs_cuda(x.device())) return launch(x.device(), params, 1, 1, cpu::masked_conv2d, cuda::masked_conv2d);
-  const int64_t items = 4 * at::get_num_threads();  // that leave no thread without work
+  const int64_t items = 4 * at::get_num_threads();  // enough to leave no thread without work
   params.bands = std::clamp<int64_t>((items + params.batch - 1) / params.batch, 1, std::max<int64_t>(1, params.height / 4));
   params.chunk = chunk_of(params);
   const Tensor packed = at::empty({params.out_channels(), params.entries()}, x.options());
@@ -94,8 +94,9 @@ Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias
   return out;
 }
 
-// The partial sums that the gradient of the weight is made of, the same for any number of threads: on the CPU of groups of
-// images, so many that threads have work and so few that they take at most this memory.
+// Cuts the gradient of the weight into partial sums, which are the same for any number of threads. On the CPU they are sums over
+// groups of images. The groups are so many that all threads have work, and so few that the partial sums take at most this many
+// bytes.
 constexpr int64_t kPartialBytes = 1 << 24;
 void split(MaskedConv2dWeight& p, const Tensor& x) {
   const int64_t row = p.taps.entries() + 1;
@@ -129,7 +130,7 @@ void weight_gradient(const MaskedTaps& taps, const Tensor& grad, const Tensor& x
          cuda::masked_conv2d_weight);
 }
 
-// Memory for the gradients that are wanted.
+// Allocates the gradients that are wanted.
 Gradients empty_gradients(const Tensor& x, const Tensor& weight, Wanted wanted) {
   const auto make = [&](bool is_wanted, c10::SymIntArrayRef shape, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
     return is_wanted ? at::empty_symint(shape, x.options().memory_format(format)) : at::empty({0}, x.options());

@@ -16,7 +16,7 @@ struct Op : AutocastAsLinear {
   using Forward = Tensor(const Tensor&, at::TensorList, at::TensorList, const Tensor&, Name);
 };
 
-// weights[0], biases[0], weights[1], ...
+// The names of the arguments, for messages: weights[0], biases[0], weights[1], ...
 const std::array<std::string, 2 * kMaxMlpLayers>& argument_names() {
   static const auto names = [] {
     std::array<std::string, 2 * kMaxMlpLayers> made;
@@ -27,7 +27,7 @@ const std::array<std::string, 2 * kMaxMlpLayers>& argument_names() {
   return names;
 }
 
-// The output's shape: h's without its last dimension.
+// Checks the arguments and returns the output's shape, which is h's without the last dimension.
 template <class Int>
 Shape<Int> check(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, const Name& activation) {
   activation_of(Op::name, activation);
@@ -59,7 +59,7 @@ Shape<Int> check(const Tensor& h, at::TensorList weights, at::TensorList biases,
   return Shape<Int>(sizes<Int>(h).begin(), sizes<Int>(h).end() - 1);
 }
 
-// The op as the layers that it stands for, with their gradients and their CUDA kernels.
+// Computes the op layer by layer with other ops, which have gradients and CUDA kernels.
 Tensor by_layers(const Tensor& h, at::TensorList weights, at::TensorList biases, const Tensor& x, Name activation) {
   Tensor value = h;
   for (size_t i = 0; i + 1 < weights.size(); ++i) {
@@ -74,7 +74,7 @@ Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, 
   const Tensor log_prob = at::empty(leading, h_.options());
   if (log_prob.numel() == 0) return log_prob;
   const Tensor h = h_.contiguous(), x = with_unit_stride(x_);
-  std::vector<Tensor> packed;  // as long as the kernel runs
+  std::vector<Tensor> packed;  // keeps the contiguous tensors alive while the kernel runs
   const auto contiguous = [&](const Tensor& t) { return packed.emplace_back(t.contiguous()).const_data_ptr(); };
   MlpBernoulliLogProb params{};
   params.dtype = dtype_of(h), params.x_type = dtype_of(x), params.activation = activation_of(Op::name, activation);
@@ -85,7 +85,7 @@ Tensor forward(const Tensor& h_, at::TensorList weights, at::TensorList biases, 
   params.samples = h.dim() == 2 ? 1 : h.size(1);
   params.h = data(&h), params.x = data(&x), params.x_stride = x.stride(0);
   params.log_prob = log_prob.mutable_data_ptr();
-  constexpr int64_t grain = 32;  // rows, a tile or more
+  constexpr int64_t grain = 32;  // rows; one tile or more
   launch_with_scratch(params, log_prob.numel(), grain, cpu::mlp_bernoulli_log_prob);
   return log_prob;
 }
@@ -115,7 +115,7 @@ TORCH_LIBRARY_IMPL(dgmfast, CPU, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, CUDA, m) { m.impl(Op::name, &forward); }
 TORCH_LIBRARY_IMPL(dgmfast, Meta, m) { m.impl(Op::name, &forward_meta); }
 TORCH_LIBRARY_IMPL(dgmfast, Autograd, m) { m.impl(Op::name, &autograd); }
-// vmap's fallback takes no lists
+// vmap's fallback does not accept lists of tensors
 TORCH_LIBRARY_IMPL(dgmfast, FuncTorchBatched, m) { m.impl(Op::name, &by_layers); }
 TORCH_LIBRARY_IMPL(dgmfast, AutocastCPU, m) { m.impl(Op::name, &Autocast<Op, at::kCPU>::call); }
 TORCH_LIBRARY_IMPL(dgmfast, AutocastCUDA, m) { m.impl(Op::name, &Autocast<Op, at::kCUDA>::call); }

@@ -1,4 +1,4 @@
-// The ops as C++ functions: each calls its typed dispatcher handle, so autograd, autocast and tracing see it.
+// The ops as C++ functions. Each calls its typed dispatcher handle, so that autograd, autocast and tracing see the call.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -50,7 +50,7 @@ void check_layer(size_t i, const Tensor& weight, const Tensor& context, bool res
                     weight.sizes());
 }
 
-// [O, I, kh, kw] as the kernel wants it.
+// Packs a weight [O, I, kh, kw] as PixelLayer::weight describes.
 template <class T>
 void pack(const Tensor& weight, const PixelLayer& layer, T* out) {
   const auto w = weight.accessor<T, 4>();
@@ -137,7 +137,7 @@ void PixelCnnSampler::add_arrays(PixelLayer& layer, const Tensor& weight, const 
   held_.insert(held_.end(), {packed, by_pixel});
 }
 
-// Allocates the image and the workspaces, and says where in a workspace everything is.
+// Allocates the image and the workspaces, and sets the offsets of everything in a workspace.
 void PixelCnnSampler::lay_out(const at::TensorOptions& like) {
   const at::TensorOptions options = like.requires_grad(false);
   const int64_t line = params_.dtype == DType::f64 ? kPanel<double> : kPanel<float>;
@@ -155,7 +155,7 @@ void PixelCnnSampler::lay_out(const at::TensorOptions& like) {
   }
   params_.parameters = take(layers_.back().outputs);
   params_.products = take(widest);
-  if (size / line % 2 == 0) size += line;  // an odd number of cache lines, or the images of a block would share cache sets
+  if (size / line % 2 == 0) size += line;  // an odd number of cache lines, so that the images of a block do not share cache sets
   const int64_t images = uniforms_.size(0);
   workspace_ = at::zeros({images, size}, options);
   image_ = at::zeros(uniforms_.sizes(), options);

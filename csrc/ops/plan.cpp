@@ -14,9 +14,9 @@ OptionalTensor with_unit_stride(const OptionalTensor& t) {
 
 namespace {
 
-using DimSet = std::bitset<64>;  // of leading dimensions: torch has at most 64
+using DimSet = std::bitset<64>;  // a set of leading dimensions, of which torch has at most 64
 
-// The stride of an input along each leading dimension; 0 where it is broadcast.
+// Returns the stride of an input along each leading dimension, which is 0 where it is broadcast.
 Shape<int64_t> leading_strides(at::IntArrayRef leading, const PlanInput& input) {
   Shape<int64_t> strides(leading.size(), 0);
   if (input.kind == PlanInput::Kind::linear) {
@@ -32,7 +32,8 @@ Shape<int64_t> leading_strides(at::IntArrayRef leading, const PlanInput& input) 
   return strides;
 }
 
-// The dimensions of `leading` named in `take`, in order, with neighbours merged where every input walks them as one.
+// Returns a grid of those dimensions of `leading` that are in `take`, in order. Neighbouring dimensions are merged where every
+// input walks them as one.
 Grid make_grid(const char* op, at::IntArrayRef leading, c10::ArrayRef<Shape<int64_t>> strides, DimSet take) {
   Grid grid;
   for (size_t d = 0; d < leading.size(); ++d) {
@@ -56,6 +57,7 @@ Grid make_grid(const char* op, at::IntArrayRef leading, c10::ArrayRef<Shape<int6
   return grid;
 }
 
+// Returns a plan whose inner grid has the dimensions in `reduced`, and whose outer grid has the others.
 RowPlan make_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dtype, c10::ArrayRef<PlanInput> inputs,
                   DimSet reduced) {
   c10::SmallVector<Shape<int64_t>, kMaxInputs> strides;
@@ -68,7 +70,7 @@ RowPlan make_plan(const char* op, at::IntArrayRef leading, int64_t dim, DType dt
   return plan;
 }
 
-// The leading dimensions that `t` is broadcast over.
+// Returns the leading dimensions that `t` is broadcast over.
 DimSet broadcast_dims(at::IntArrayRef leading, const Tensor& t) {
   const size_t missing = leading.size() - (t.dim() - 1);
   DimSet dims;
@@ -78,7 +80,7 @@ DimSet broadcast_dims(at::IntArrayRef leading, const Tensor& t) {
   return dims;
 }
 
-// A gradient that is wanted of an argument that was left out.
+// Raises if a gradient is wanted for an argument that was left out.
 void check_wanted(const char* op, size_t i, bool wanted, const Tensor* input) {
   TORCH_CHECK_VALUE(!wanted || input, op, "_backward: wanted must be false for argument ", i, ", which was left out; got true");
 }

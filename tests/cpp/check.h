@@ -1,4 +1,5 @@
-// A test framework of one page: TEST(name) { CHECK(...); } registers itself, main.cpp runs all and counts what failed.
+// A test framework of one page. TEST(name) { CHECK(...); } registers a test. main.cpp runs all tests and counts the failed
+// checks.
 #pragma once
 
 #include <cmath>
@@ -32,7 +33,8 @@ inline void report(bool ok, const char* file, int line, const char* what) {
   if (++failures() <= 20) std::fprintf(stderr, "%s:%d: %s\n", file, line, what);
 }
 
-// The distance of `got` from `exact` in units of T's last place at `exact` (of the smallest normal number below it).
+// Returns the distance of `got` from `exact` in units of T's last place at `exact`, or at the smallest normal number if `exact`
+// is below it.
 template <class T>
 double ulps(T got, long double exact) {
   if (std::isnan(got) || std::isnan(exact)) return std::isnan(got) && std::isnan(exact) ? 0.0 : INFINITY;
@@ -45,7 +47,7 @@ double ulps(T got, long double exact) {
   return double(std::fabs(got - exact) / std::ldexp(1.0L, exponent - std::numeric_limits<T>::digits));
 }
 
-// The largest of many errors, where it was, and whether it stays below a limit.
+// Keeps the largest of many errors and where it was, and checks in the end that it is within a limit.
 struct Worst {
   const char* what;
   double limit;

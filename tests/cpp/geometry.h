@@ -1,4 +1,5 @@
-// Inputs and plans for the kernels: heap arrays of exactly the size that is read, so that a sanitizer sees a read beyond it.
+// Inputs and plans for the kernels. The inputs are arrays on the heap of exactly the size that is read, so that a sanitizer sees
+// a read beyond it.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +26,7 @@ using dgmfast::RowPlan;
 
 inline const std::vector<int64_t> kSizes = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257, 784, 4097};
 
-// A small generator of its own: the tests draw the same everywhere.
+// A small random number generator, so that the tests draw the same numbers on every machine.
 struct Random {
   uint64_t state;
   explicit Random(uint64_t seed) : state(seed * 2654435761u + 1) {}
@@ -38,7 +39,8 @@ constexpr DType dtype_of() {
   return sizeof(T) == 8 ? DType::f64 : sizeof(T) == 4 ? DType::f32 : DType::u8;
 }
 
-// [outer, inner, dim] rows; an input may be shared over the outer or the inner rows (stride 0), or lie with gaps between rows.
+// The shape [outer, inner, dim] of rows. An input may be shared over the outer or the inner rows (stride 0), or have gaps between
+// its rows.
 struct Shape {
   int64_t outer, inner, dim;
 };
@@ -58,7 +60,7 @@ struct Input {
   const T* row(int64_t outer, int64_t inner = 0) const { return data.data() + outer * outer_stride + inner * inner_stride; }
 };
 
-// Adds input i, or the strides of anything else, to a plan.
+// Sets the strides of input i, or of anything else, in a plan.
 inline void set_strides(RowPlan& plan, int i, int64_t outer, int64_t inner) {
   plan.outer.stride[i][0] = outer;
   plan.inner.stride[i][0] = inner;
@@ -78,14 +80,14 @@ RowPlan make_plan(const Shape& s, const std::vector<const Input<T>*>& inputs) {
   return plan;
 }
 
-// The kernels that a test file tests: those of the CPU, or with DGMFAST_CUDA those of CUDA, executed by the emulator.
+// The kernels that a test file tests: the CPU kernels or, with DGMFAST_CUDA, the CUDA kernels, which are run by the emulator.
 #ifdef DGMFAST_CUDA
 namespace backend = dgmfast::cuda;
 #else
 namespace backend = dgmfast::cpu;
 #endif
 
-// Runs a kernel of the CPU on its items in three pieces, out of order, as threads would.
+// Runs a CPU kernel on its items in three pieces, out of order, as threads would.
 template <class Params>
 void run(dgmfast::CpuKernel<Params> kernel, const Params& params, int64_t items) {
   const int64_t a = items / 3, b = items - items / 4;
@@ -94,7 +96,7 @@ void run(dgmfast::CpuKernel<Params> kernel, const Params& params, int64_t items)
   kernel(params, a, b);
 }
 
-// Launches a kernel of CUDA as the ops do: never on nothing.
+// Launches a CUDA kernel as the ops do: only if there are items.
 template <class Params>
 void run(dgmfast::CudaKernel<Params> kernel, const Params& params, int64_t items) {
   if (items > 0) kernel(params, nullptr);
@@ -102,7 +104,7 @@ void run(dgmfast::CudaKernel<Params> kernel, const Params& params, int64_t items
 
 inline int64_t gradient_items(const RowPlan& plan) { return plan.outer.rows * ((plan.dim + 255) / 256); }
 
-// On a CPU every instruction set of the processor; of CUDA three orders in which the threads of a block run.
+// Calls body once for every instruction set of the processor or, for CUDA, for three orders in which the threads of a block run.
 template <class Body>
 void on_every_path(Body body) {
 #ifdef DGMFAST_CUDA
@@ -123,7 +125,7 @@ void on_every_path(Body body) {
 #endif
 }
 
-// What an activation of kernels/row_plan.h is.
+// Returns the exact value of an activation of kernels/row_plan.h.
 inline long double exact_activation(dgmfast::Activation activation, long double a) {
   switch (activation) {
     case dgmfast::Activation::identity:
@@ -142,7 +144,8 @@ inline long double exact_activation(dgmfast::Activation activation, long double 
   return 0;
 }
 
-// Within `roundings` of T at the size of `size`, the sum of the magnitudes of what was added up.
+// Returns whether `got` is within `roundings` rounding errors of T from `exact`. `size` is the sum of the magnitudes of what was
+// added up.
 template <class T>
 bool near(T got, long double exact, long double size, double roundings = 40) {
   return std::fabs(got - exact) <= roundings * std::numeric_limits<T>::epsilon() * (1 + std::fabs(size));

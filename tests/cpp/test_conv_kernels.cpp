@@ -1,4 +1,4 @@
-// The convolution over the taps of a mask, on every instruction set: both ways against loops over all taps.
+// Tests the masked convolution and its gradients on every instruction set, against loops over all taps.
 #include "geometry.h"
 
 #include "kernels/masked_conv2d.h"
@@ -21,7 +21,7 @@ const std::vector<Problem> kProblems = {{{5, 3, 3, 3, 0, 1, true}, 2, 6, 7},    
                                         {{7, 1, 7, 7, 0, 1, false}, 2, 11, 3},   {{1, 40, 3, 3, 0, 1, true}, 1, 9, 8},
                                         {{13, 45, 3, 3, 1, 1, true}, 1, 40, 41}, {{4, 0, 3, 3, 0, 1, true}, 1, 3, 3}};
 
-// An image [N, C, H, W], or [N, H, W, C] behind the same strides.
+// Images [N, C, H, W], which are stored in this order or as [N, H, W, C].
 template <class T>
 struct Images {
   int64_t channels, height, width;
@@ -41,7 +41,7 @@ struct Images {
   }
 };
 
-// body(n, h, w, row, column, output, input, tap) for every product there is.
+// Calls body(n, h, w, row, column, output, input, tap) for every product in the convolution.
 template <class Body>
 void for_each_product(const Problem& p, Body body) {
   const MaskedTaps& t = p.taps;
@@ -81,7 +81,7 @@ void run_convolution(MaskedConv2d p, const Images<T>& x, Images<T>& out) {
   std::vector<T> packed(p.out_channels() * p.entries());
   p.packed = packed.data();
   run(cpu::masked_conv2d_pack, p, p.out_channels());
-  std::vector<int64_t> scratch(p.scratch_bytes() / 8 + 1, -1);  // NaN: what is read must be written before
+  std::vector<int64_t> scratch(p.scratch_bytes() / 8 + 1, -1);  // -1 is NaN: memory that is read must have been written before
   p.scratch = scratch.data();
   run(cpu::masked_conv2d, p, p.batch * p.bands);
 }

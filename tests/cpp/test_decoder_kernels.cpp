@@ -1,5 +1,5 @@
-// The kernel of a whole Bernoulli decoder on every instruction set: every number of outputs that a tile may have left over, rows
-// that fill a tile of vectors or a part of one, and rows of x that one tile shares or does not.
+// Tests the kernel of a whole Bernoulli decoder on every instruction set. The cases have every number of outputs that a tile may
+// leave over, rows that fill a tile of vectors or a part of one, and rows of x that the rows of a tile share or do not share.
 #include "geometry.h"
 
 #include "kernels/mlp_bernoulli_log_prob.h"

@@ -1,4 +1,4 @@
-// The Gaussian kernels on every instruction set, at odd sizes and layouts, against long double.
+// Tests the Gaussian kernels on every instruction set, at odd sizes and layouts, against long double.
 #include "geometry.h"
 
 #include "kernels/gaussian_kl.h"
@@ -13,16 +13,17 @@ using namespace geometry;
 namespace {
 
 using Long = long double;
-const std::vector<int> kWanted = {15, 1, 2, 4, 8, 9};  // gradients, as bits: all, each alone, two
+const std::vector<int> kWanted = {15, 1, 2, 4, 8, 9};  // wanted gradients, as bits: all, each alone, two
 constexpr Long kLogTwoPi = 1.837877066409345483560659472811235279L;
 
-// Every dim with a few layouts: rows of their own, gaps, and inputs shared over the rows.
+// Calls body for every dim, with gaps of 0, 1 or 2 numbers between rows.
 template <class Body>
 void forward_shapes(Body body) {
   for (const int64_t dim : kSizes) body(Shape{dim > 1000 ? 2 : 5, 1, dim}, dim % 3);
 }
 
-// Gradients: one inner row, a few, and more than the 64 that are summed before they join the total.
+// Calls body for gradients with one inner row, with a few, and with more than the 64 that are summed before they are added to the
+// total.
 template <class Body>
 void backward_shapes(Body body) {
   for (const int64_t dim : kSizes) {
@@ -209,7 +210,7 @@ void merge_both_ways() {
   });
 }
 
-// The noise of one coordinate, from the maths alone.
+// Returns the noise of one coordinate, computed from csrc/math alone.
 Long noise(const NoiseKey& key, int64_t row, int64_t d) {
   const PhiloxWords counter{uint32_t(d / kNoiseGroup * kLanes + d % kLanes), key.first_sample + uint32_t(row % key.samples),
                             key.first_row + uint32_t(row / key.samples), key.stream};
@@ -242,7 +243,7 @@ void sample_both_ways() {
         grad_z(s, true, true, gap, 3, -1, 1), grad_log_q({s.outer, s.inner, 1}, true, true, 0, 4, -1, 1);
     for (int wanted = 1; wanted < 4; ++wanted) {
       RowPlan plan = make_plan<T>(s, {&mean, &log_var, &grad_z, &grad_log_q});
-      set_strides(plan, 4, s.inner, 1);  // a row's own index
+      set_strides(plan, 4, s.inner, 1);  // input 4 is a row's own index
       std::vector<T> out[2];
       GaussianSampleBackward p{plan, key, log_var.data.data(), grad_z.data.data(), grad_log_q.data.data(), {}};
       for (int i = 0; i < 2; ++i) {

@@ -1,4 +1,4 @@
-// The online sums of importance weights: any order, any grouping, any value.
+// Tests the online sums of importance weights: any order, any grouping, any value.
 #include "check.h"
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace {
 
 const double kInf = std::numeric_limits<double>::infinity(), kNan = std::numeric_limits<double>::quiet_NaN();
 
-// A small generator of its own: the tests draw the same everywhere.
+// A small random number generator, so that the tests draw the same numbers on every machine.
 struct Lcg {
   uint64_t state = 12345;
   double unit() { return double((state = state * 6364136223846793005u + 1442695040888963407u) >> 11) / 9007199254740992.0; }
@@ -100,7 +100,7 @@ TEST(states_merge_to_the_state_of_the_whole) {
                   right = state_of({w.begin() + b, w.end()});
       WeightState forward = left;
       forward.merge(middle), forward.merge(right);
-      middle.merge(right), left.merge(middle);  // the other grouping
+      middle.merge(right), left.merge(middle);  // the same states, grouped the other way
       for (const WeightState& s : {forward, left}) {
         CHECK(s.top == whole.top && s.count == 300 && near(s.sum, whole.sum) && near(s.sum_squares, whole.sum_squares));
         CHECK(near(s.sum_logs, whole.sum_logs));

@@ -1,4 +1,4 @@
-// The kernels over importance weights on every instruction set: the bound, its gradient, and the streaming state.
+// Tests the kernels over importance weights on every instruction set: the bound, its gradient, and the streaming state.
 #include "geometry.h"
 
 #include "kernels/importance_bound.h"
@@ -40,7 +40,7 @@ void bound_both_ways() {
         const int64_t r = i / k;
         const T* w = log_w.row(r);
         const Long weight = std::exp(w[i % k] - truth[r] - std::log(Long(k)));
-        // a difference from the largest has a rounding of its own size; that of the bound is not in it
+        // allows for the rounding of the difference from the largest log weight, but not for that of the bound
         const Long roundings = 8 + std::min<Long>(k, 4096) / 16 + (*std::max_element(w, w + k) - w[i % k]),
                    exact = *grad.row(r) * weight;
         CHECK(std::fabs(out[i] - exact) <= roundings * std::numeric_limits<T>::epsilon() * std::fabs(exact) + 1e-37L);
@@ -110,7 +110,7 @@ void states() {
     std::vector<double> half(s.outer * kStateSize), whole(s.outer * kStateSize), twice(s.outer * kStateSize);
     RowPlan plan = make_plan<T>(s, {&log_w});
     run(backend::importance_state, ImportanceState{plan, log_w.data.data(), nullptr, whole.data()}, s.outer);
-    // the first k / 2 weights, then the others onto them
+    // the state of the first k / 2 weights, to which the others are then added
     RowPlan first = plan, second = plan;
     first.dim = k / 2, second.dim = k - k / 2;
     set_strides(second, 1, kStateSize, 0);

@@ -1,4 +1,4 @@
-// The kernels of models with labels on every instruction set: the sum over the labels, and the layer for every label.
+// Tests the kernels of models with labels on every instruction set: the sum over the labels, and the layer for every label.
 #include "geometry.h"
 
 #include "kernels/label_linear.h"
@@ -52,7 +52,7 @@ void labels_backward() {
                         Shape{1, 1, 1}}) {
     const Input<T> logits(s, true, false, 1, 1, -4, 4), values(s, true, true, 0, 2, -103, -97),
         grad({s.outer, s.inner, 1}, true, true, 0, 3, -1, 1);
-    // the sums of all rows, as the op gets them first
+    // the sums of all rows, which the op computes first
     RowPlan rows = make_plan<T>({s.outer * s.inner, 1, s.dim}, {});
     rows.outer.dims = 2;
     rows.outer.size[0] = s.outer, rows.outer.size[1] = s.inner;

@@ -1,4 +1,5 @@
-// The Bernoulli kernel on every instruction set, for x of each type, at the sizes where its products of factors turn over.
+// Tests the Bernoulli kernel on every instruction set, for every type of x. The sizes include those at which a full product of
+// factors is closed and a new one begins.
 #include "geometry.h"
 
 #include "kernels/bernoulli_log_prob.h"
@@ -16,7 +17,7 @@ void forward() {
   for (const int64_t edge : {32 * 120, 32 * 1000}) sizes.insert(sizes.end(), {edge, edge + 33});
   for (const int64_t dim : sizes) {
     const Shape s{dim > 1000 ? 1 : 4, 1, dim};
-    for (const double scale : {0.0, 6.0, 1e4}) {  // 0: the largest factors
+    for (const double scale : {0.0, 6.0, 1e4}) {  // at 0 the factors are largest
       const Input<T> logits(s, true, true, dim % 3, 1, -scale, scale);
       const Input<X> x(s, false, false, 0, 2, 0, 1);
       std::vector<T> log_prob(s.outer);
@@ -68,7 +69,7 @@ void backward() {
   }
 }
 
-// linear_bernoulli_log_prob has the gradient of its logits written over them.
+// Tests that the gradient of the logits may be written over them, as linear_bernoulli_log_prob does.
 template <class T>
 void backward_in_place() {
   for (const Shape s : {Shape{3, 1, 65}, Shape{5, 1, 784}}) {

@@ -1,5 +1,5 @@
-// Accuracy of csrc/math against long double (double, for float), over dense sweeps and at the limits. The limits below are the
-// claims of the header comments.
+// Tests the accuracy of csrc/math against long double (double, for float), over dense sweeps and at the limits. The limits on
+// errors below are the claims of the header comments.
 #include "check.h"
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace {
 constexpr float kInfinityF = std::numeric_limits<float>::infinity();
 
 template <class T>
-struct Truth;  // one precision up
+struct Truth;  // the next higher precision
 template <>
 struct Truth<float> {
   using type = double;
@@ -29,7 +29,7 @@ struct Truth<double> {
   using type = long double;
 };
 
-// f over x in blocks, in a loop as the kernels have it, so that the vectorised code is what is measured.
+// Applies f to x in a loop like those of the kernels, so that the vectorised code is what is measured.
 template <class T, class F>
 std::vector<T> vectorised(const std::vector<T>& x, F f) {
   std::vector<T> y(x.size());
@@ -56,7 +56,7 @@ std::vector<T> linear(T first, T last, int count) {
   return x;
 }
 
-// Positive numbers of every exponent between first and last.
+// Returns positive numbers of every exponent between first and last.
 template <class T>
 std::vector<T> geometric(T first, T last, int count) {
   std::vector<T> x(count);
@@ -71,13 +71,13 @@ constexpr int kCount = 1000003;
 
 template <class T>
 std::vector<T> exp_arguments() {
-  // where e^x is normal: the rest is flushed
+  // where e^x is normal; smaller results are flushed to 0
   std::vector<T> x =
       linear(T(std::log(double(std::numeric_limits<T>::min()) * 4)), T(std::log(double(std::numeric_limits<T>::max()))), kCount);
   for (const T sign : {T(-1), T(1)}) {
     for (const T tiny : geometric(T(1e-30), T(1), 100003)) x.push_back(sign * tiny);
   }
-  // around the half-integers of x / log 2, where the reduction turns over
+  // around the half-integers of x / log 2, where the reduction moves to the next integer
   for (int n = -120; n < 120; ++n) {
     for (int d = -8; d <= 8; ++d) x.push_back(T((n + 0.5) * kLn2) * (T(1) + T(d) * std::numeric_limits<T>::epsilon()));
   }
@@ -101,7 +101,7 @@ void expm1_accuracy(const char* what) {
   sweep(what, 2.0, x, [](T v) { return expm1_nonpositive(v); }, [](auto v) { return std::expm1(v); });
 }
 
-// Values against their definitions, and derivatives of the exact outputs against the exact derivatives.
+// Tests values against their definitions, and derivatives of the exact outputs against the exact derivatives.
 template <class T>
 void activation_accuracy(const char* tanh_name, const char* softplus_name, const char* elu_name, const char* slope_name) {
   std::vector<T> x = linear(T(-30), T(30), kCount);
@@ -192,7 +192,7 @@ void limits() {
   const T log_max = std::log(std::numeric_limits<T>::max()), log_min = std::log(std::numeric_limits<T>::min());
   CHECK(std::isfinite(e(log_max * (T(1) - 2 * std::numeric_limits<T>::epsilon()))));
   CHECK(e(log_max * (T(1) + 4 * std::numeric_limits<T>::epsilon())) == inf);
-  // below the normal numbers: nothing but 0 or the true value, and never more than that by much
+  // results below the normal numbers are not negative, and at most slightly above the smallest normal number
   for (T x = log_min; x > 2 * log_min; x += log_min / T(1000)) {
     const T value = e(x);
     CHECK(value >= T(0) && value <= T(1.001) * std::numeric_limits<T>::min());
@@ -213,7 +213,7 @@ void monotone() {
   T before = T(0), exp_before = T(0);
   for (const T x : linear(T(-20), T(20), 200003)) {
     const T value = sigmoid(x), e = dgmfast::exp(x);
-    // not below its neighbour by more than two of its own roundings
+    // rising, up to rounding errors of the two neighbours
     CHECK(value >= before * (T(1) - 4 * std::numeric_limits<T>::epsilon()));
     CHECK(e >= exp_before * (T(1) - 4 * std::numeric_limits<T>::epsilon()));
     CHECK(value >= T(0) && value <= T(1));
@@ -281,7 +281,7 @@ void bernoulli_terms() {
     return std::fabs(got - exact) <= roundings * std::numeric_limits<T>::epsilon() * exact;
   };
   CHECK(std::isfinite(largest) && exactly(log1p_nonnegative(largest), kFactors<T> * std::log(2.0L), 2));
-  // factors that are 1 when they are rounded: their product has all digits
+  // factors that round to 1: their product still has all its digits
   for (const T logit : {T(10), T(17), T(20), T(40)}) {
     T excess = T(0);
     for (int i = 0; i < kFactors<T>; ++i) excess = softplus_product(excess, logit);

@@ -1,4 +1,4 @@
-// Philox against the published vectors, and the normals made of its words against long double.
+// Tests Philox against the published vectors, and the normals made of its words against long double.
 #include "check.h"
 
 #include <cstdint>
@@ -18,18 +18,19 @@ long double radius_of(uint32_t word) {
   return std::sqrt(-2.0L * (word >> 31 ? std::log(v) : std::log1p(-v)));
 }
 
-// cos or sin of a turn, exact to long double also near its zeros: reduced in integers first.
+// Returns the cosine or sine of a turn. It is exact to long double even near its zeros, because the angle is first reduced in
+// integers.
 long double wave(uint32_t word, bool sine) {
   const uint32_t shifted = sine ? word - 0x40000000u : word;  // sin(x) = cos(x - quarter turn)
   const int64_t distance =
-      shifted < 0x80000000u ? int64_t(shifted) : 4294967296 - int64_t(shifted);  // from the top of the cosine
+      shifted < 0x80000000u ? int64_t(shifted) : 4294967296 - int64_t(shifted);  // distance from the maximum of the cosine
   const long double step = 6.283185307179586476925286766559L / 4294967296.0L;
   if (distance <= 0x20000000) return std::cos(distance * step);
   if (distance >= 0x60000000) return -std::cos((0x80000000LL - distance) * step);
   return std::sin((0x40000000LL - distance) * step);
 }
 
-// Words at every scale and near every boundary.
+// Returns words at every scale and near every boundary.
 std::vector<uint32_t> words() {
   std::vector<uint32_t> w;
   for (uint64_t i = 0; i < 4294967296u; i += 8191) w.push_back(uint32_t(i));
@@ -77,7 +78,7 @@ void four_normals() {
 
 }  // namespace
 
-TEST(philox_known_answers) {  // Random123's kat_vectors, philox4x32 10
+TEST(philox_known_answers) {  // from Random123's kat_vectors, philox4x32 10
   CHECK(same(philox({0, 0, 0, 0}, 0, 0), 0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u));
   const uint32_t all = 0xffffffffu;
   CHECK(same(philox({all, all, all, all}, all, all), 0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu));

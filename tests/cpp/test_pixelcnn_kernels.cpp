@@ -1,4 +1,4 @@
-// The drawing of images on every instruction set, against loops over the taps of whole images in long double.
+// Tests the drawing of images on every instruction set, against loops over the taps of whole images in long double.
 #include <array>
 #include <utility>
 
@@ -16,14 +16,14 @@ using Long = long double;
 struct Case {
   PixelKind kind;
   int64_t levels, groups, channels, height, width, images;
-  std::vector<std::array<int64_t, 3>> kernels;  // rows, columns, outputs; the last layer's outputs are those of the kind
+  std::vector<std::array<int64_t, 3>> kernels;  // rows, columns, outputs; the last layer's outputs follow from the kind
   bool keep, map;
 
   int64_t parameters() const { return kind == PixelKind::bernoulli ? 1 : kind == PixelKind::logistic ? 2 : levels; }
   int64_t pixels() const { return channels * height * width; }
 };
 
-// A stack with its arrays; the weight of a tap is a function of where it is, so that the truth needs no packing.
+// A stack of layers with its arrays. The weight of a tap is a function of its position, so that the exact values need no packing.
 template <class T>
 struct Stack {
   const Case& c;
@@ -70,14 +70,14 @@ struct Stack {
   }
 };
 
-// The last layer's outputs at a pixel, by recursion over everything that it sees.
+// Computes the last layer's outputs at a pixel, by recursion over everything that it sees.
 template <class T>
 struct Truth {
   const Stack<T>& stack;
-  const std::vector<T>& image;  // of one image, [C, H, W]
+  const std::vector<T>& image;  // one image, [C, H, W]
   int64_t index;
 
-  Long value(int64_t layer, int64_t channel, int64_t y, int64_t x) const {  // h_layer; 0 outside of the image
+  Long value(int64_t layer, int64_t channel, int64_t y, int64_t x) const {  // the value h of a layer; 0 outside the image
     const Case& c = stack.c;
     if (y < 0 || x < 0 || x >= c.width) return 0;
     if (layer == 0) return image[(channel * c.height + y) * c.width + x];
@@ -116,7 +116,7 @@ Long drawn(const Case& c, const std::vector<Long>& p, Long u, Long temperature) 
   return level / (c.levels - 1);
 }
 
-// Every pixel of the images again, given those before it.
+// Checks every pixel of the images, given the pixels before it.
 template <class T>
 void check_images(const Stack<T>& stack, const std::vector<double>& uniforms, const std::vector<T>& observed,
                   const std::vector<char>& keep, const std::vector<T>& images, double temperature) {
@@ -179,7 +179,7 @@ void draw(const Case& c) {
                    parameters,
                    products,
                    weights.data()};
-  for (const int64_t row : {int64_t(1), c.height}) {  // one row, then the others
+  for (const int64_t row : {int64_t(1), c.height}) {  // draws one row, then the others
     p.first_row = p.last_row, p.last_row = row;
     run(cpu::pixelcnn_sample, p, c.images);
   }

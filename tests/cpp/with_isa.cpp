@@ -1,5 +1,5 @@
-// `with_isa ISA PROGRAM` runs a program whose every instruction may be of that set, or skips it (77) where the processor lacks
-// it.
+// `with_isa ISA PROGRAM` runs a program that may use every instruction of that set. If the processor lacks the set, it exits with
+// 77 instead, which makes ctest skip the test.
 #include <unistd.h>
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-// From an activation's number to its formula. Internal linkage, as in csrc/math.
+// Maps an Activation to its formula. Everything has internal linkage, as in csrc/math.
 #pragma once
 
 #include "kernels/row_plan.h"
@@ -7,7 +7,7 @@
 namespace dgmfast {
 namespace {
 
-// body(F()) with F of math/activation.h.
+// Calls body(F()), where F is the activation's struct from math/activation.h.
 template <class Body>
 DGMFAST_HOST_DEVICE void with_activation(Activation activation, Body body) {
   switch (activation) {

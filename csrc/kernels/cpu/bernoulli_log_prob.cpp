@@ -6,10 +6,10 @@
 namespace dgmfast {
 namespace {
 
-constexpr int kWidth = 32;  // independent products, a few vectors of any instruction set
+constexpr int kWidth = 32;  // number of independent products: a few vectors in any instruction set
 
-// Σ_d x_d l_d − softplus(l_d). The factors of the softplus are multiplied up, kWidth products side by side, and their
-// logarithm is taken once per kFactors steps.
+// Returns Σ_d x_d l_d − softplus(l_d). The factors of the softplus are multiplied together, in kWidth products side by side, and
+// the logarithm of the products is taken once per kFactors steps.
 template <class T, class X>
 T row_log_prob(const T* logits, const X* x, int64_t dim) {
   T total = 0;
@@ -63,7 +63,7 @@ void backward(const BernoulliLogProbBackward& p, int64_t begin, int64_t end) {
   });
 }
 
-// Body(T, X) with T the dtype of the logits and X that of x.
+// Calls body(T, X), where T is the dtype of the logits and X that of x.
 template <class Body>
 void with_types(DType dtype, DType x_type, Body body) {
   with_float_type(dtype, [&](auto type) { x_type == DType::u8 ? body(type, uint8_t()) : body(type, type); });

@@ -6,7 +6,7 @@
 namespace dgmfast {
 namespace {
 
-// The divergence of one row; a null mean_p or log_var_p is zero.
+// Returns the KL divergence of one row. A null mean_p or log_var_p means 0.
 template <class T>
 T row_kl(const T* mean_q, const T* log_var_q, const T* mean_p, const T* log_var_p, int64_t dim) {
   const T twice = sum_in_blocks<T>(dim, [=](int64_t begin, int64_t end) {
@@ -45,7 +45,7 @@ template <class T>
 void backward(const GaussianKlBackward& p, int64_t begin, int64_t end) {
   const T* input[4];
   for (int i = 0; i < 4; ++i) input[i] = static_cast<const T*>(p.input[i]);
-  static constexpr T zeros[kColumns] = {};  // a null mean_p or log_var_p
+  static constexpr T zeros[kColumns] = {};  // stands for a null mean_p or log_var_p
   gradient_rows<T>(p.plan, 5, p.grad_input, begin, end, [&](const int64_t* offset, int64_t column, int64_t count, T* const* out) {
     const T g = static_cast<const T*>(p.grad)[offset[4]];
     const T* mean_q = input[0] + offset[0] + column;

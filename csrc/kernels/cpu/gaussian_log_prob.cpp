@@ -6,7 +6,7 @@
 namespace dgmfast {
 namespace {
 
-// The log-density of one row; a null mean or log_var is zero.
+// Returns the log-density of one row. A null mean or log_var means 0.
 template <class T>
 T row_log_prob(const T* x, const T* mean, const T* log_var, int64_t dim) {
   const T total = sum_in_blocks<T>(dim, [=](int64_t begin, int64_t end) {
@@ -42,7 +42,7 @@ void forward(const GaussianLogProb& p, int64_t begin, int64_t end) {
 
 template <class T>
 void backward(const GaussianLogProbBackward& p, int64_t begin, int64_t end) {
-  static constexpr T zeros[kColumns] = {};  // a null mean or log_var
+  static constexpr T zeros[kColumns] = {};  // stands for a null mean or log_var
   const T* input[3];
   for (int i = 0; i < 3; ++i) input[i] = static_cast<const T*>(p.input[i]);
   gradient_rows<T>(p.plan, 4, p.grad_input, begin, end, [&](const int64_t* offset, int64_t column, int64_t count, T* const* out) {

@@ -7,7 +7,7 @@
 namespace dgmfast {
 namespace {
 
-// Draws the noise of one row, a group of kNoiseGroup dimensions at a time.
+// Draws the noise of one row, kNoiseGroup dimensions at a time.
 class RowNoise {
  public:
   RowNoise(const NoiseKey& key, int64_t index)
@@ -17,7 +17,7 @@ class RowNoise {
         row_(key.first_row + uint32_t(index / key.samples)),
         stream_(key.stream) {}
 
-  // The noise of dimensions [first, first + count), first a multiple of kNoiseGroup and count at most kNoiseGroup.
+  // Draws the dimensions [first, first + count), where first is a multiple of kNoiseGroup and count at most kNoiseGroup.
   template <class T>
   void draw(int64_t first, int64_t count, T (&noise)[kNoiseGroup]) const {
     const uint32_t word = uint32_t(first / kNoiseGroup * kLanes);

@@ -31,7 +31,7 @@ T row_bound(const T* log_w, int64_t k) {
   const T shift = finite ? top : T(0);
   const T sum = finite ? sum_weights(log_w, k, [=](T l) { return exp_nonpositive(l - top); })
                        : sum_weights(log_w, k, [](T l) { return exp(l); });
-  // none or all of the weight at infinity: the sum is not a positive finite number
+  // if all weights are 0, or one is infinite or NaN, the sum is not a positive finite number
   const T log_sum = sum > T(0) && sum < infinity<T>() ? log_positive(sum) : sum == T(0) ? -infinity<T>() : sum;
   return log_sum + (shift - log_positive(T(k)));
 }
@@ -44,7 +44,8 @@ void forward(const ImportanceBound& p, int64_t begin, int64_t end) {
   }
 }
 
-// g times each weight's share of the sum, with weights relative to the largest: the bound itself is rounded to its own size.
+// Writes g times each weight's share of the sum. The weights are taken relative to the largest one and not to the bound, because
+// the bound has a rounding error of its own size.
 template <class T>
 void row_gradient(const T* log_w, int64_t k, T g, T* grad) {
   const T top = largest(log_w, k);
@@ -54,12 +55,12 @@ void row_gradient(const T* log_w, int64_t k, T g, T* grad) {
 #pragma omp simd reduction(+ : block)
     for (int64_t i = begin; i < end; ++i) {
       const T weight = exp_nonpositive(log_w[i] - shift);
-      grad[i] = log_w[i] == shift ? T(1) : weight;  // infinite weights share the gradient
+      grad[i] = log_w[i] == shift ? T(1) : weight;  // weights that are infinite share the gradient
       block += grad[i];
     }
     return block;
   });
-  const T scale = sum == T(0) ? T(0) : g / sum;  // a row without any weight has no gradient
+  const T scale = sum == T(0) ? T(0) : g / sum;  // a row whose weights are all 0 has no gradient
 #pragma omp simd
   for (int64_t i = 0; i < k; ++i) grad[i] *= scale;
 }

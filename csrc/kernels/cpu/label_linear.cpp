@@ -6,13 +6,13 @@
 namespace dgmfast {
 namespace {
 
-// Body(T, F): T the dtype, F the activation.
+// Calls body(T, F), where T is the dtype and F the activation.
 template <class Body>
 void with_types(DType dtype, Activation activation, Body body) {
   with_float_type(dtype, [&](auto type) { with_activation(activation, [&](auto f) { body(type, f); }); });
 }
 
-// An item is a row with a label.
+// An item is one row with one label.
 template <class T, class F>
 void forward(const LabelLinear& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
@@ -24,7 +24,8 @@ void forward(const LabelLinear& p, int64_t begin, int64_t end) {
   }
 }
 
-// The sums of δ over the labels of a segment's rows, and over its rows, in a block of columns: δ is never written.
+// Computes, for a segment of rows and a block of columns, the sums of δ over the labels and over the rows. δ itself is never
+// written to memory.
 template <class T, class F, bool kLabelWeight>
 void sum_block(const LabelLinearBackward& p, int64_t segment, int64_t column, int64_t count) {
   T scratch[kLabelColumns];

@@ -11,7 +11,8 @@ struct RowSums {
   T top, log_sum, pivot, rest;
 };
 
-// The result is pivot + rest. Values near −100 nats that differ by a few leave the differences all their digits.
+// The row's result is pivot + rest. The pivot is subtracted from the values, so that differences of a few nats between values
+// near −100 nats keep all their digits.
 template <class T>
 RowSums<T> row_sums(const T* logits, const T* values, int64_t labels) {
   T top = -infinity<T>(), likely = -infinity<T>();
@@ -33,7 +34,7 @@ RowSums<T> row_sums(const T* logits, const T* values, int64_t labels) {
     sum += block_sum;
     weighted += block_weighted;
   }
-  const T log_sum = sum > T(0) ? log_positive(sum) : sum;  // or NaN, which log_positive would lose
+  const T log_sum = sum > T(0) ? log_positive(sum) : sum;  // keeps NaN, which log_positive would lose
   return {top, log_sum, pivot, weighted / sum + log_sum};
 }
 
@@ -73,7 +74,7 @@ void backward(const MarginalizeLabelsBackward& p, int64_t begin, int64_t end) {
   });
 }
 
-// Few labels leave most of a vector empty: then it holds a label of kLanes rows.
+// A vector over few labels would be mostly empty. In that case each vector holds one label of kLanes rows.
 constexpr int kLanes = 16;
 constexpr int64_t kFewLabels = 32;
 
@@ -82,12 +83,13 @@ struct Lanes {
   T at[kFewLabels][kLanes];
 };
 
-// A row into a lane.
+// Copies a row into a lane.
 template <class T>
 void read_lane(Lanes<T>& lanes, int lane, const T* row, int64_t labels) {
   for (int64_t y = 0; y < labels; ++y) lanes.at[y][lane] = row[y];
 }
 
+// Copies a lane back into a row.
 template <class T>
 void write_lane(const Lanes<T>& lanes, int lane, T* row, int64_t labels) {
   for (int64_t y = 0; y < labels; ++y) row[y] = lanes.at[y][lane];
@@ -135,10 +137,10 @@ void forward_few(const MarginalizeLabels& p, int64_t begin, int64_t end) {
   }
 }
 
-// Of rows that are not shared, so that every one has its own gradients.
+// For inputs that are not broadcast, so that every row has its own gradients.
 template <class T>
 void backward_few(const MarginalizeLabelsBackward& p, int64_t begin, int64_t end) {
-  Lanes<T> logits{}, values{};  // and then their gradients
+  Lanes<T> logits{}, values{};  // later overwritten by their gradients
   T grad[kLanes] = {}, top[kLanes] = {}, pivot[kLanes] = {}, rest[kLanes] = {}, log_sum[kLanes] = {};
   const int64_t labels = p.plan.dim;
   Cursor row(p.plan.outer, 4, begin);

@@ -1,4 +1,4 @@
-// A convolution over the taps that a mask leaves. Vectors run over pixels, registers hold a tile of channels × pixels.
+// The convolution over the taps that a mask allows. Vectors run over pixels, and registers hold a tile of channels × pixels.
 #include "kernels/masked_conv2d.h"
 
 #include "kernels/cpu/masked_planes.h"
@@ -6,6 +6,7 @@
 namespace dgmfast {
 namespace {
 
+// Writes the weights of the output channels [begin, end) in the order in which the kernel reads them.
 template <class T>
 void pack(const MaskedConv2d& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;
@@ -22,8 +23,8 @@ void pack(const MaskedConv2d& p, int64_t begin, int64_t end) {
   }
 }
 
-// out[r][i] = bias[r] + Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions, of which the last one begins
-// at `last`; without a bias it is added.
+// Computes out[r][i] = bias[r] + Σ_k weight[k][r] x[offset[k] + i] for R channels and V vectors of positions. The last vector
+// begins at position `last`. If bias is null, the sum is added to `out`.
 template <class T, int R, int V>
 void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T* bias, T* out, int64_t row,
               int64_t last) {
@@ -54,8 +55,8 @@ void add_tile(const T* x, const int64_t* offset, const T* weight, int64_t entrie
   }
 }
 
-// Positions [0, count) in tiles alike in size. The last vector ends with the last position where `exact`, which needs a vector of
-// them, or beyond.
+// Computes the positions [0, count) in tiles of nearly equal size. If `exact`, the last vector ends at the last position, which
+// needs at least one whole vector of positions; otherwise it may reach beyond.
 template <class T, int R>
 void add_positions(const T* x, const int64_t* offset, const T* weight, int64_t entries, const T* bias, int64_t count, bool exact,
                    T* out, int64_t row) {
@@ -70,7 +71,7 @@ void add_positions(const T* x, const int64_t* offset, const T* weight, int64_t e
   }
 }
 
-// The strip of a block's channels that begins at position `first` of the rows `out`, without the margins.
+// Copies the strip of a block's channels to the rows `out`, without the margins. The strip begins at position `first`.
 template <class T>
 void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t first, int64_t count, int64_t pitch, int64_t width,
                  T* out, const int64_t (&stride)[4]) {
@@ -92,8 +93,9 @@ void write_strip(const T* strip, int64_t strip_row, int64_t channels, int64_t fi
   }
 }
 
-// Whether it is faster to make rows in place, with vectors that overlap at their ends, than to make rows with their margins in a
-// strip and to copy that: cycles per position and channel, as the strip's are about eight multiply-adds more.
+// Returns whether it is faster to compute rows in place, with vectors that overlap at their ends, than to compute rows with their
+// margins in a strip and to copy the strip. The estimate is in cycles per position and channel, where the strip costs about eight
+// multiply-adds more.
 template <class T>
 bool by_rows(const MaskedConv2d& p) {
   constexpr int64_t lanes = Lanes<T>::count;
@@ -123,7 +125,7 @@ void convolve_rows(const MaskedConv2d& p, const T* x, const int64_t* offset, int
   }
 }
 
-// The positions [at, at + count) of an item's rows `out`.
+// Computes the positions [at, at + count) of an item's rows `out`.
 template <class T>
 void convolve_chunk(const MaskedConv2d& p, const T* x, const int64_t* offset, int64_t at, int64_t count, T* strips, T* out) {
   const int64_t portions = maximum(p.portions(), int64_t(1)), pitch = p.planes().pitch;

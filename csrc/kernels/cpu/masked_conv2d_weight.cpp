@@ -1,11 +1,11 @@
-// The gradient of the weight of masked_conv2d, and of its bias: sums over pixels in vectors.
+// The gradients of the weight and the bias of masked_conv2d, as sums over pixels in vectors.
 #include "kernels/cpu/masked_planes.h"
 #include "kernels/masked_conv2d.h"
 
 namespace dgmfast {
 namespace {
 
-// to[r] += the sum of value[r]'s numbers.
+// Adds the sum of the lanes of value[r] to to[r].
 template <class T, int R>
 DGMFAST_HOST_DEVICE void add_sums(const Vector<T> (&value)[R], T* to) {
   constexpr int lanes = Lanes<T>::count;
@@ -24,7 +24,7 @@ DGMFAST_HOST_DEVICE void add_sums(const Vector<T> (&value)[R], T* to) {
   for (int r = 0; r < R; ++r) to[r] += folded[r][0];
 }
 
-// total[k][r] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
+// Computes total[k][r] += Σ_i grad[r][i] x[offset[k] + i] for R outputs and K entries.
 template <class T, int R, int K>
 void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offset, int64_t count, T* total, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
@@ -51,7 +51,7 @@ void add_products(const T* grad, int64_t plane, const T* x, const int64_t* offse
   for (int k = 0; k < K; ++k) add_sums<T, R>(sum[k], total + k * row);
 }
 
-// total[r] += Σ_i grad[r][i]
+// Computes total[r] += Σ_i grad[r][i].
 template <class T, int R>
 void add_gradients(const T* grad, int64_t plane, int64_t count, T* total) {
   Vector<T> sum[R] = {};
@@ -74,20 +74,20 @@ void add_block(const T* grad, int64_t plane, const T* x, const int64_t* offset, 
   });
 }
 
-// An item is a group of images with a range of outputs. Margins take part with a gradient of zero, so a NaN of x beside one also
-// reaches weights that see it from no pixel.
+// An item is one group of images and one range of outputs. The margins take part in the sums with a gradient of 0. A NaN of x
+// next to a margin therefore also reaches weights that multiply it at no pixel.
 template <class T>
 void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;
   const PaddedPlanes planes = p.planes();
   PaddedPlanes rows_alone = planes;
-  rows_alone.above = rows_alone.below = rows_alone.lead = 0;  // which aligns them
+  rows_alone.above = rows_alone.below = rows_alone.lead = 0;  // no neighbouring rows; without a lead the planes are aligned
   int64_t* offset = static_cast<int64_t*>(p.scratch);
   T* x = first_number<T>(offset, t.entries());
   T* grad = x + t.inputs * planes.size;
   list_offsets(t, false, planes, offset);
   clear(x, (t.inputs + p.part_outputs()) * planes.size);
-  // strips of seven planes that fit the nearest cache
+  // positions of a strip, so that the strips of seven planes fit the first-level cache
   constexpr int64_t kLongest = 4096 / sizeof(T);
   const int64_t positions = p.height * planes.pitch, bias = t.entries() * t.outputs;
   for (int64_t item = begin; item < end; ++item) {
@@ -119,7 +119,7 @@ void weight_gradient(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   }
 }
 
-// An item is kConvOutputs outputs. Those that do not see an entry have a partial sum of zero there.
+// An item is kConvOutputs outputs. An output that does not see an entry has a partial sum of 0 there.
 template <class T>
 void sum_groups(const MaskedConv2dWeight& p, int64_t begin, int64_t end) {
   const MaskedTaps& t = p.taps;

@@ -1,4 +1,4 @@
-// What the kernels of masked_conv2d share: the list of taps, and padded planes of an image. Internal linkage throughout.
+// What the CPU kernels of masked_conv2d share: the list of taps, and padded planes of an image. Everything has internal linkage.
 #pragma once
 
 #include "kernels/cpu/row_loops.h"
@@ -8,10 +8,11 @@
 namespace dgmfast {
 namespace {
 
-// Vectors beside `rows` channels: the most sums that leave registers for the operands, and at least eight to hide the latency.
+// The number of vectors of positions in a register tile of `rows` channels. The tile has as many sums as leave registers for the
+// operands, and at least eight, which hide the latency.
 constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : 12 / rows; }
 
-// body(channel, tap) for the list that MaskedTaps describes, in order.
+// Calls body(channel, tap) for each entry of the list that MaskedTaps describes, in order.
 template <class Body>
 DGMFAST_HOST_DEVICE void for_each_entry(const MaskedTaps& t, bool transposed, Body body) {
   if (transposed) {
@@ -33,21 +34,24 @@ DGMFAST_HOST_DEVICE void for_each_entry(const MaskedTaps& t, bool transposed, Bo
   for (int64_t c = t.unmasked; c < t.inputs; ++c) body(c, t.before());
 }
 
+// Writes the offset of each entry in the padded planes.
 inline void list_offsets(const MaskedTaps& taps, bool transposed, const PaddedPlanes& planes, int64_t* offset) {
   for_each_entry(taps, transposed,
                  [&](int64_t channel, int64_t tap) { *offset++ = channel * planes.size + planes.offset(taps, transposed, tap); });
 }
 
+// The first number in scratch memory, which follows the offsets.
 template <class T>
 DGMFAST_HOST_DEVICE T* first_number(int64_t* offset, int64_t entries) {
   return reinterpret_cast<T*>(offset + (entries + 7) / 8 * 8);
 }
 
-// Channels that are made together: neighbours of one group, because those see the same.
+// Channels that are computed together: neighbours of one group, because those see the same entries.
 struct Block {
   int64_t first, count;
 };
 
+// The block that contains `channel`, in groups of `group` channels of which the first starts at `first`.
 inline Block block_from(int64_t channel, int64_t first, int64_t group) {
   const int64_t start = first + (group ? (channel - first) / group * group : 0);
   const int64_t block = start + (channel - start) / kConvBlock * kConvBlock;
@@ -76,7 +80,8 @@ DGMFAST_HOST_DEVICE void clear(T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
-// The rows [first, first + rows) of an image with those around them; margins are zero before.
+// Copies the rows [first, first + rows) of an image, and the rows around them that taps reach, to `to`. Rows outside the image
+// become zeros. The margins must already be zero.
 template <class T>
 void fill(const PaddedPlanes& planes, T* to, const T* x, const int64_t (&stride)[4], int64_t channels, int64_t first,
           int64_t rows, int64_t height, int64_t width) {

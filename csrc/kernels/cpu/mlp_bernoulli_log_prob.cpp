@@ -1,5 +1,5 @@
-// A decoder for a tile of rows: what its layers make stays in cache, transposed, with the rows in the lanes of
-// vectors. A row so never meets another, and its logits are summed as they leave the registers.
+// A decoder for a tile of rows. The outputs of its layers stay in cache, transposed, so that the rows lie in the lanes of
+// vectors. No operation therefore combines two rows, and the logits are summed as they leave the registers.
 #include "kernels/mlp_bernoulli_log_prob.h"
 
 #include "kernels/cpu/activation.h"
@@ -10,16 +10,17 @@
 namespace dgmfast {
 namespace {
 
-// A tile of sums in registers, outputs × vectors, is the largest that leaves some for the operands.
+// The tile of sums in registers, outputs × vectors, is the largest that leaves some registers for the operands.
 constexpr int kOutputs = kVectorBytes == 64 ? 12 : 6, kVectors = 2;
-constexpr int64_t kInputs = 256;  // summed at a time, against rounding
+constexpr int64_t kInputs = 256;  // inputs that are summed at a time, to limit rounding error
 
 static_assert(kMlpTileBytes >= kVectors * kVectorBytes);
 static_assert(kMlpSegment % kOutputs == 0 && kMlpSegment <= kFactors<float> && kMlpSegment <= kFactors<double>);
 
-// out[r] = W[r] h + bias[r] for R outputs and V vectors of rows; h is [inputs, rows], out [R, rows].
+// Computes out[r] = W[r] h + bias[r] for R outputs and V vectors of rows, where h is [inputs, rows] and out is [R, rows].
 template <class T, int R, int V>
-// Inlined, its pointers would not stay in registers. With both sanitizers it takes minutes to compile.
+// Not inlined, because its pointers would not stay in registers. UBSan is off, because with both sanitizers it takes minutes to
+// compile.
 __attribute__((noinline, no_sanitize("undefined"))) void multiply(const T* h, const T* weight, int64_t inputs, const T* bias,
                                                                   T* out) {
   constexpr int lanes = Lanes<T>::count;
@@ -53,7 +54,7 @@ __attribute__((noinline, no_sanitize("undefined"))) void multiply(const T* h, co
   }
 }
 
-// Outputs [first, first + count) of a layer, at most kOutputs of them.
+// Computes the outputs [first, first + count) of a layer, at most kOutputs of them.
 template <class T, int V>
 void multiply_some(const MlpLayer& layer, const T* h, int64_t first, int64_t count, T* out) {
   const T *weight = static_cast<const T*>(layer.weight) + first * layer.inputs, *bias = static_cast<const T*>(layer.bias);
@@ -69,9 +70,10 @@ void activate(Activation activation, T* values, int64_t count) {
   });
 }
 
-// Σ_d x_d l_d − softplus(l_d) of N rows, as row_log_prob of bernoulli_log_prob makes it: logits and x are [outputs, N].
+// Adds the terms of Σ_d x_d l_d − softplus(l_d) for N rows to `linear` and `excess`, as row_log_prob of bernoulli_log_prob does.
+// logits and x are [outputs, N].
 template <class T, int N>
-// Inlined, it is not vectorised.
+// Not inlined, because the compiler does not vectorise the inlined loop.
 __attribute__((noinline)) void add_outputs(const T* logits, const T* x, int64_t outputs, T* linear, T* excess) {
   for (int64_t d = 0; d < outputs; ++d, logits += N, x += N) {
 #pragma omp simd
@@ -82,10 +84,11 @@ __attribute__((noinline)) void add_outputs(const T* logits, const T* x, int64_t 
   }
 }
 
-// out[j][i] = row(i)[j] for columns [begin, end) of N rows, whose columns are the rows of `out`.
+// Writes out[j][i] = row(i)[j] for the columns [begin, end) of N rows. The columns become the rows of `out`. A null row counts as
+// 0.
 template <class T, int N, class Row>
 void transpose(Row row, int64_t begin, int64_t end, T* out) {
-  constexpr int64_t block = 32;  // columns, of which N rows stay in the first-level cache
+  constexpr int64_t block = 32;  // columns at a time, of which N rows stay in the first-level cache
   for (; begin < end; begin += block, out += block * N) {
     const int64_t count = minimum(block, end - begin);
     for (int i = 0; i < N; ++i) {
@@ -95,7 +98,7 @@ void transpose(Row row, int64_t begin, int64_t end, T* out) {
   }
 }
 
-// A tile of V vectors of rows, and its memory.
+// A tile of V vectors of rows, and its scratch memory.
 template <class T, class X, int V>
 class Tile {
  public:
@@ -104,7 +107,7 @@ class Tile {
   explicit Tile(const MlpBernoulliLogProb& p)
       : p_(p), in_(static_cast<T*>(p.scratch)), out_(in_ + rows * p.widest()), x_(out_ + rows * p.widest()) {}
 
-  // The `count` rows from `first` on; the others of the tile are zero.
+  // Computes the `count` rows that begin at `first`. The other rows of the tile are 0.
   void log_prob(int64_t first, int64_t count) {
     const int64_t inputs = p_.layer[0].inputs;
     const T* h = static_cast<const T*>(p_.h) + first * inputs;
@@ -115,9 +118,9 @@ class Tile {
 
  private:
   const MlpBernoulliLogProb& p_;
-  T *in_, *out_, *const x_;  // x_: of a segment
+  T *in_, *out_, *const x_;  // x_ holds one segment of x
 
-  // act(W in + b), which is what goes in next.
+  // Computes act(W in + b), which becomes the input of the next layer.
   void apply(const MlpLayer& layer) {
     for (int64_t o = 0; o < layer.outputs; o += kOutputs) {
       const int64_t outputs = minimum<int64_t>(kOutputs, layer.outputs - o);
@@ -128,7 +131,7 @@ class Tile {
     out_ = in_, in_ = made;
   }
 
-  // By segments of the outputs, against rounding.
+  // Sums the log-likelihood in segments of the outputs, to limit rounding error.
   void sum(int64_t first, int64_t count) {
     T logits[kOutputs * rows], linear[rows], excess[rows], total[rows];
     for (int i = 0; i < rows; ++i) total[i] = T(0);
@@ -147,6 +150,7 @@ class Tile {
     for (int64_t i = 0; i < count; ++i) static_cast<T*>(p_.log_prob)[first + i] = total[i];
   }
 
+  // Transposes a segment of x into x_.
   void take_x(int64_t first, int64_t count, int64_t begin, int64_t end) {
     const auto row = [&](int64_t i) { return static_cast<const X*>(p_.x) + (first + i) / p_.samples * p_.x_stride; };
     const X* x = row(0);

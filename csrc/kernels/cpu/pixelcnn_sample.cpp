@@ -14,9 +14,9 @@ constexpr int kVectorBytes = 32, kAccumulators = 12;
 constexpr int kVectorBytes = 16, kAccumulators = 12;
 #endif
 
-constexpr int kVectors = kPanelBytes / kVectorBytes;                                     // of a panel
-constexpr int kMaxImages = kAccumulators / kVectors < 6 ? kAccumulators / kVectors : 6;  // of a product
-constexpr int64_t kBlock = 3 * kMaxImages;  // images that go through a layer together: weights leave the L2 cache once for them
+constexpr int kVectors = kPanelBytes / kVectorBytes;                                     // vectors per panel
+constexpr int kMaxImages = kAccumulators / kVectors < 6 ? kAccumulators / kVectors : 6;  // most images in one product
+constexpr int64_t kBlock = 3 * kMaxImages;  // images that go through a layer together: the weights leave L2 once for all of them
 
 template <class T>
 using Vector __attribute__((vector_size(kVectorBytes))) = T;
@@ -33,16 +33,17 @@ DGMFAST_HOST_DEVICE Vector<T> spread(T value) {
   return value - Vector<T>{};
 }
 
-// What a group of outputs of a layer sees from one pixel, in the ring of an image.
+// What a group of a layer's outputs reads at one pixel, in the ring of an image.
 template <class T>
 struct Window {
-  int64_t rows, row_stride, first_row;  // the ring's; where the topmost row is
-  int64_t column, above, own;           // offset in a row; inputs of a row above, and of the pixel's own row
+  int64_t rows, row_stride, first_row;  // of the ring; first_row is the topmost row
+  int64_t column, above, own;           // offset in a row; number of inputs in a row above, and in the pixel's own row
   const T* weight;
   int64_t depth;
 };
 
-// sum += input · weight of one input. The fewer of the two factors are loaded first: all would not fit the registers.
+// Computes sum += input · weight for input k. The factor with fewer vectors is loaded first, because all of them would not fit in
+// registers.
 template <class T, int kImages, int kWide, int kPanels>
 DGMFAST_HOST_DEVICE void accumulate(Vector<T> (&sum)[kImages][kWide], const T* const (&weight)[kPanels],
                                     const T* const (&input)[kImages], int64_t k) {
@@ -70,10 +71,11 @@ DGMFAST_HOST_DEVICE void accumulate(Vector<T> (&sum)[kImages][kWide], const T* c
   }
 }
 
-// Images × panels in registers. Each output is the sum over the inputs in their order, whatever the counts, so that an image's
-// bits do not depend on the others.
+// Computes kImages images × kPanels panels in registers. Each output is summed over the inputs in their order, whatever the
+// counts, so that an image's bits do not depend on the other images.
 template <class T, int kImages, int kPanels>
-// Inlined, its pointers would not stay in registers. With both sanitizers it takes minutes to compile.
+// Not inlined, because its pointers would not stay in registers. UBSan is off, because with both sanitizers it takes minutes to
+// compile.
 __attribute__((noinline, no_sanitize("undefined"))) void multiply(const Window<T>& window, const T* const* rings, int64_t panel,
                                                                   T* const* out) {
   constexpr int kWide = kPanels * kVectors, kLanes = kVectorBytes / int(sizeof(T));
@@ -115,7 +117,7 @@ void multiply_images(int64_t images, const Window<T>& window, const T* const* ri
   if constexpr (kImages > 1) multiply_images<T, kPanels, kImages - 1>(images, window, rings, panel, out);
 }
 
-// The images of a block in parts of equal size, give or take one; few images take more panels at a time.
+// Splits the images of a block into parts whose sizes differ by at most one. With few images, more panels are computed at a time.
 template <class T>
 void multiply_block(int64_t images, const Window<T>& window, const T* const* rings, int64_t panels, T* const* out) {
   const int64_t parts = (images + kMaxImages - 1) / kMaxImages, largest = (images + parts - 1) / parts;
@@ -137,17 +139,17 @@ void multiply_block(int64_t images, const Window<T>& window, const T* const* rin
   }
 }
 
-// x in [0, 1] of level v; NaN counts as level 0.
+// Returns x in [0, 1] for a level, which is clamped to [0, levels - 1]. NaN counts as level 0.
 double on_grid(double level, int64_t levels) { return minimum(maximum(level, 0.0), double(levels - 1)) / double(levels - 1); }
 
-double round_to_even(double a) { return (a + ExpLimits<double>::round) - ExpLimits<double>::round; }  // |a| < 2^51
+double round_to_even(double a) { return (a + ExpLimits<double>::round) - ExpLimits<double>::round; }  // for |a| < 2^51
 
 template <class T>
 double draw_bernoulli(const T* parameters, double u, double temperature) {
   return u < sigmoid(double(parameters[0]) / temperature) ? 1.0 : 0.0;
 }
 
-// The smallest level whose cumulative probability exceeds u.
+// Draws the smallest level whose cumulative probability exceeds u.
 template <class T>
 double draw_categorical(const T* logits, double u, int64_t levels, double temperature, double* weights) {
   double top = -infinity<double>();
@@ -165,7 +167,7 @@ double draw_categorical(const T* logits, double u, int64_t levels, double temper
   return on_grid(double(level), levels);
 }
 
-// The quantile of a logistic distribution of (mean, log scale) on [-1, 1], rounded to the nearest level.
+// Draws the u-quantile of a logistic distribution with parameters (mean, log scale) on [-1, 1], rounded to the nearest level.
 template <class T>
 double draw_logistic(const T* parameters, double u, int64_t levels, double temperature) {
   constexpr double kLowestLogScale = -7.0;
@@ -177,7 +179,7 @@ double draw_logistic(const T* parameters, double u, int64_t levels, double tempe
 }
 
 template <class T>
-class Block {  // some images, which take every step together
+class Block {  // some images, which go through every step together
  public:
   Block(const PixelCnnSample& p, int64_t first, int64_t images) : p_(p), first_(first), images_(images) {
     for (int64_t m = 0; m < images; ++m) space_[m] = static_cast<T*>(p.workspace) + (first + m) * p.workspace_stride;
@@ -218,13 +220,13 @@ class Block {  // some images, which take every step together
     multiply_block(images_, window, rings, layer.panels(kPanel<T>), out);
   }
 
-  // Where a layer reads what is at the pixel.
+  // Returns where a layer's ring holds its inputs at the pixel.
   T* in_ring(const PixelLayer& layer, int64_t y, int64_t x, int64_t m) const {
     const int64_t column = y % layer.rows() * layer.columns(p_.width) + x + layer.kernel_columns / 2;
     return space_[m] + layer.ring + column * layer.inputs;
   }
 
-  // Adds the context and the residual, and hands the outputs of a group to the next layer.
+  // Adds the context and the residual, and passes the outputs of a group to the next layer.
   void finish(int64_t i, int64_t g, int64_t y, int64_t x, int64_t m) {
     const PixelLayer& layer = p_.layers[i];
     const bool last = i + 1 == p_.depth;
@@ -252,7 +254,7 @@ class Block {  // some images, which take every step together
     for (int64_t o = 0; o < count; ++o) ring[o] = value[o] < lowest ? lowest : value[o];
   }
 
-  // The pixel's channels that are in group g.
+  // Draws the pixel's channels that are in group g, or copies those that are observed.
   void draw(int64_t g, int64_t y, int64_t x, int64_t m) {
     const PixelLayer& layer = p_.layers[0];
     const int64_t count = p_.channels / layer.groups;

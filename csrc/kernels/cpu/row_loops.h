@@ -1,4 +1,4 @@
-// Loops over rows and columns that the CPU kernels share. Internal linkage throughout, as in csrc/math.
+// Loops over rows and columns that the CPU kernels share. Everything has internal linkage, as in csrc/math.
 #pragma once
 
 #include "kernels/row_plan.h"
@@ -7,7 +7,7 @@
 namespace dgmfast {
 namespace {
 
-// Walks the rows of a grid in order and keeps every input's offset.
+// Walks the rows of a grid in order and keeps every input's offset up to date.
 class Cursor {
  public:
   Cursor(const Grid& grid, int inputs, int64_t row) : grid_(grid), inputs_(inputs) {
@@ -46,7 +46,7 @@ void with_float_type(DType dtype, Body body) {
   }
 }
 
-// Long sums are cut in blocks, so that rounding grows with the number of blocks and not with the length.
+// Long sums are cut into blocks, so that the rounding error grows with the number of blocks and not with the length.
 constexpr int64_t kSumBlock = 4096;
 
 template <class T, class BlockSum>
@@ -56,12 +56,13 @@ T sum_in_blocks(int64_t dim, BlockSum block_sum) {
   return sum;
 }
 
-constexpr int64_t kPartialRows = 64;  // rows summed before they join the total, against rounding
+constexpr int64_t kPartialRows = 64;  // rows that are summed before they are added to the total, to limit rounding error
 
 inline int64_t column_blocks(int64_t dim) { return (dim + kColumns - 1) / kColumns; }
 
-// One item of a broadcasting gradient is a block of columns of an outer row. `body(offsets, column, count, out)` writes the
-// gradients of one row: out[i] has room for kColumns numbers; those not wanted are scratch.
+// Computes gradients that are summed over the inner rows. An item is a block of columns of one outer row. `body(offsets, column,
+// count, out)` writes the gradients of one row, where out[i] has room for kColumns numbers. Gradients that are not wanted go to
+// scratch memory.
 template <class T, int kGradients, class Body>
 void gradient_rows(const RowPlan& plan, int inputs, void* const (&grads)[kGradients], int64_t begin, int64_t end, Body body) {
   T scratch[kGradients][kColumns];

@@ -1,5 +1,5 @@
-// Vectors, for the kernels whose sums must stay in registers: the compiler keeps no tile of them for an `omp simd` loop. Internal
-// linkage throughout.
+// Vector types for the kernels whose sums must stay in registers: in an `omp simd` loop the compiler would not keep a tile of
+// sums there. Everything has internal linkage.
 #pragma once
 
 #include "math/portability.h"
@@ -38,7 +38,7 @@ struct Constant {
   static constexpr int value = N;
 };
 
-// body(Constant<n>), 1 <= n <= kMost.
+// Calls body(Constant<n>()) for a run-time n with 1 <= n <= kMost.
 template <int kMost, class Body>
 DGMFAST_HOST_DEVICE void with_constant(int64_t n, Body body) {
   if constexpr (kMost > 1) {

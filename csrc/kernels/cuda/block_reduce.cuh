@@ -1,4 +1,4 @@
-// Merges one mergeable state per thread over a block.
+// Merges the states of a block's threads, one state per thread, into one.
 #pragma once
 
 #include "kernels/cuda/row_loops.cuh"
@@ -6,7 +6,7 @@
 namespace dgmfast {
 namespace {
 
-// State is a plain struct with `merge(State)`; the result is valid in the block's first thread. blockDim.x must be kBlock.
+// State is a plain struct with `merge(State)`. The result is valid in the block's first thread. blockDim.x must be kBlock.
 template <class State>
 __device__ __forceinline__ State merge_over_block(State state) {
   __shared__ alignas(State) unsigned char memory[sizeof(State) * kBlock];

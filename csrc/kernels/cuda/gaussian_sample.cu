@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kDrawsPerWord = 4;
 
-// The four normals of one counter word of row `index`: dimensions 64 g + j + {0, 16, 32, 48} with word = 16 g + j.
+// Returns the four normals of one counter word of row `index`: dimensions 64 g + j + {0, 16, 32, 48}, where word = 16 g + j.
 template <class R>
 __device__ __forceinline__ Normals<R> draw(const NoiseKey& key, int64_t index, uint32_t word) {
   const uint64_t seed = uint64_t(key.seed_on_device ? *key.seed_on_device : key.seed);
@@ -20,7 +20,7 @@ __device__ __forceinline__ Normals<R> draw(const NoiseKey& key, int64_t index, u
 
 __device__ __forceinline__ int64_t first_dimension(int64_t word) { return word / kLanes * kNoiseGroup + word % kLanes; }
 
-// One warp per row; each lane takes whole counter words.
+// Each warp draws one row, and each lane takes whole counter words.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) forward(GaussianSample p) {
   using R = Real<Stored>;

@@ -7,7 +7,7 @@
 namespace dgmfast {
 namespace {
 
-// One block per row; every thread keeps an online log-sum-exp of its share.
+// One block per row. Each thread keeps an online log-sum-exp of its share of the weights.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) forward(ImportanceBound p) {
   using R = Real<Stored>;
@@ -19,11 +19,12 @@ __global__ void __launch_bounds__(kBlock) forward(ImportanceBound p) {
   if (threadIdx.x == 0) store<Stored>(p.bound, blockIdx.x, total.top + (::log(total.sum) - ::log(R(p.plan.dim))));
 }
 
-// The same once more, then each weight's share of the sum: the bound itself is rounded to its own size.
+// Computes the same sum again, then each weight's share of it. The shares are not computed from the bound, because the bound has
+// a rounding error of its own size.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) backward(ImportanceBoundBackward p) {
   using R = Real<Stored>;
-  __shared__ R row[2];  // the largest log weight, and what a weight relative to it is multiplied with
+  __shared__ R row[2];  // the largest log weight, and the factor of the weights relative to it
   int64_t offset[2] = {};
   row_offsets(p.plan.outer, 2, blockIdx.x, offset);
   LogSum<R> total;
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kBlock) backward(ImportanceBoundBackward p) {
   total = merge_over_block(total);
   if (threadIdx.x == 0) {
     row[0] = total.top;
-    row[1] = total.sum == R(0) ? R(0) : load<Stored>(p.grad, offset[1]) / total.sum;  // no weight at all: no gradient
+    row[1] = total.sum == R(0) ? R(0) : load<Stored>(p.grad, offset[1]) / total.sum;  // if all weights are 0 there is no gradient
   }
   __syncthreads();
   for (int64_t i = threadIdx.x; i < p.plan.dim; i += kBlock) {

@@ -6,7 +6,7 @@
 namespace dgmfast {
 namespace {
 
-// Body(Stored, F): F the activation.
+// Calls body(Stored, F), where F is the activation.
 template <class Body>
 void with_types(DType dtype, Activation activation, Body body) {
   with_stored_type(dtype, [&](auto type) {
@@ -27,7 +27,7 @@ void with_types(DType dtype, Activation activation, Body body) {
   });
 }
 
-// A thread writes one column of all labels of a row; neighbouring threads take neighbouring columns.
+// Each thread writes one column of all labels of a row. Neighbouring threads take neighbouring columns.
 template <class Stored, class F>
 __global__ void __launch_bounds__(kBlock) forward(LabelLinear p) {
   const int64_t index = int64_t(blockIdx.x) * kBlock + threadIdx.x;

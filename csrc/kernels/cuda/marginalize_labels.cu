@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kBlock) forward(MarginalizeLabels p) {
     if (load<Stored>(p.logits, offset[0] + y) == top) likely = maximum(load<Stored>(p.values, offset[1] + y), likely);
   }
   likely = max_over_warp(likely);
-  const R pivot = magnitude(likely) < infinity<R>() ? likely : R(0);  // kernels/cpu/marginalize_labels.cpp says why
+  const R pivot = magnitude(likely) < infinity<R>() ? likely : R(0);  // the reason is in kernels/cpu/marginalize_labels.cpp
   for (int64_t y = lane; y < p.plan.dim; y += 32) {
     const R log_weight = load<Stored>(p.logits, offset[0] + y) - top, weight = exp_nonpositive(log_weight);
     sum += weight;

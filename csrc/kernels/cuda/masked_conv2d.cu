@@ -1,4 +1,5 @@
-// The same as products of tiles: x is gathered by the list of (channel, tap), never written out. Sums are float32, or float64.
+// masked_conv2d as an implicit GEMM: x is gathered through the (channel, tap) list and never materialised. Sums are float32, or
+// float64 for float64 inputs.
 #include "kernels/masked_conv2d.h"
 
 #include "kernels/cuda/row_loops.cuh"
@@ -6,13 +7,13 @@
 namespace dgmfast {
 namespace {
 
-constexpr int kTile = 64, kDepth = 16;  // a block of kBlock threads makes kTile × kTile results, kDepth summands at a time
+constexpr int kTile = 64, kDepth = 16;  // a block of kBlock threads computes kTile × kTile results, kDepth summands at a time
 constexpr int kSide = 16, kOwn = kTile / kSide;
 static_assert(kSide * kSide == kBlock);
 
 struct Tap {
-  int channel, tap;  // channel -1: none
-  int row, column;   // what it looks at, from the pixel
+  int channel, tap;  // channel is -1 if there is no entry
+  int row, column;   // the position that the tap reads, relative to the pixel
 };
 
 __device__ __forceinline__ Tap tap_at(const MaskedTaps& t, int channel, int tap, bool transposed) {
@@ -20,7 +21,7 @@ __device__ __forceinline__ Tap tap_at(const MaskedTaps& t, int channel, int tap,
   return {channel, tap, transposed ? -row : row, transposed ? -column : column};
 }
 
-// Entry k of the list that MaskedTaps describes.
+// Returns entry k of the list that MaskedTaps describes.
 __device__ Tap entry_at(const MaskedTaps& t, bool transposed, int64_t k) {
   const int64_t before = t.before(), all = t.all();
   if (k >= (transposed ? t.sources() : t.entries())) return {-1, 0, 0, 0};
@@ -38,7 +39,7 @@ __device__ Tap entry_at(const MaskedTaps& t, bool transposed, int64_t k) {
 }
 
 struct Pixel {
-  int64_t image;  // -1: beyond the last
+  int64_t image;  // -1 beyond the last pixel
   int row, column;
 };
 
@@ -48,7 +49,7 @@ __device__ __forceinline__ Pixel pixel_at(int64_t index, int64_t end, int64_t he
   return {row / height, int(row % height), int(index % width)};
 }
 
-// What a tap sees of [N, C, H, W] from a pixel; zero outside the image.
+// Returns the value of x, [N, C, H, W], that a tap reads from a pixel. It is 0 outside the image.
 template <class Stored>
 __device__ __forceinline__ Real<Stored> seen(const void* x, const int64_t (&stride)[4], const Pixel& at, const Tap& tap,
                                              int64_t height, int64_t width) {
@@ -57,7 +58,8 @@ __device__ __forceinline__ Real<Stored> seen(const void* x, const int64_t (&stri
   return load<Stored>(x, at.image * stride[0] + tap.channel * stride[1] + row * stride[2] + column * stride[3]);
 }
 
-// sum[i][j] += Σ_d a[d][side i] b[d][side j]; each thread has every kSide-th row and column of the tile.
+// Computes sum[i][j] += Σ_d a[d][row i] b[d][column j], where row i and column j are the thread's own: every kSide-th row and
+// column of the tile.
 template <class T>
 __device__ __forceinline__ void add_tile(const T (&a)[kDepth][kTile + 1], const T (&b)[kDepth][kTile + 1], T (&sum)[kOwn][kOwn]) {
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
@@ -74,7 +76,7 @@ __device__ __forceinline__ void add_tile(const T (&a)[kDepth][kTile + 1], const 
   }
 }
 
-// Pixels × output channels.
+// Computes the convolution. Each block computes a tile of pixels × output channels.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) convolve(MaskedConv2d p) {
   using T = Real<Stored>;
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kBlock) convolve(MaskedConv2d p) {
   const int64_t pixels = p.batch * p.height * p.width, first = int64_t(blockIdx.x) * kTile;
   const int64_t channel = int64_t(blockIdx.y) * kTile, own_channel = channel + threadIdx.x % kTile;
   const Pixel own = pixel_at(first + threadIdx.x % kTile, pixels, p.height, p.width);
-  // masked inputs alone have no taps after the centre
+  // a tile that holds only masked inputs has no taps after the centre
   const int64_t entries = p.transposed && channel >= t.unmasked ? t.outputs * (t.before() + 1) : p.entries();
   T sum[kOwn][kOwn] = {};
   for (int64_t begin = 0; begin < entries; begin += kDepth) {
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kBlock) convolve(MaskedConv2d p) {
       weight[d][threadIdx.x % kTile] = allowed ? load<Stored>(p.weight, (output * t.inputs + input) * t.all() + tap.tap) : T(0);
     }
     __syncthreads();
-    add_tile(value, weight, sum);  // the next barrier keeps the tiles until all are done with them
+    add_tile(value, weight, sum);  // the next barrier keeps the tiles until all threads are done with them
   }
   for (int i = 0; i < kOwn; ++i) {
     const Pixel at = pixel_at(first + threadIdx.x % kSide + kSide * i, pixels, p.height, p.width);
@@ -114,7 +116,8 @@ __global__ void __launch_bounds__(kBlock) convolve(MaskedConv2d p) {
   }
 }
 
-// Entries × outputs, of a group of pixels. The entry after the last one sees ones: the gradient of the bias.
+// Computes the partial sums of the weight's gradient over one group of pixels. Each block computes a tile of entries × outputs.
+// The entry after the last one reads ones, which gives the gradient of the bias.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) weight_gradient(MaskedConv2dWeight p) {
   using T = Real<Stored>;
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kBlock) weight_gradient(MaskedConv2dWeight p) 
   }
 }
 
-// A thread adds up the partial sums of one weight, or after those of one bias.
+// Each thread adds up the partial sums of one weight. The remaining threads each add up those of one bias.
 template <class Stored>
 __global__ void __launch_bounds__(kBlock) sum_groups(MaskedConv2dWeight p) {
   const MaskedTaps& t = p.taps;

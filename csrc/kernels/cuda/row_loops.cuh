@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kBlock = 256;
 
-// Numbers are stored as Stored and computed with as Real: float for the 16-bit types.
+// Numbers are stored as Stored and computed as Real, which is float for the 16-bit types.
 template <class Stored>
 struct RealOf {
   using type = float;
@@ -71,12 +71,12 @@ __device__ __forceinline__ T sum_over_warp(T value) {
 }
 
 template <class T>
-__device__ __forceinline__ T max_over_warp(T value) {  // NaN never wins
+__device__ __forceinline__ T max_over_warp(T value) {  // a NaN of another lane is never the maximum
   for (int lane = 16; lane > 0; lane /= 2) value = maximum(__shfl_xor_sync(0xFFFFFFFFu, value, lane), value);
   return value;
 }
 
-// The sum over a block, valid in its first thread.
+// Returns the sum over a block, which is valid in the block's first thread.
 template <class T>
 __device__ __forceinline__ T sum_over_block(T value) {
   __shared__ T partial[32];
@@ -88,7 +88,7 @@ __device__ __forceinline__ T sum_over_block(T value) {
   return warp == 0 ? sum_over_warp(value) : value;
 }
 
-// V neighbouring numbers in one load of up to 16 bytes.
+// V neighbouring numbers, which are read by one load of up to 16 bytes.
 template <class Stored, int V>
 struct alignas(sizeof(Stored) * V) Pack {
   Stored value[V];
@@ -101,7 +101,7 @@ __device__ __forceinline__ void load_pack(const void* base, int64_t i, Real (&ou
   for (int v = 0; v < V; ++v) out[v] = static_cast<Real>(pack.value[v]);
 }
 
-// Whether rows of every input may be read in packs of V.
+// Returns whether the rows of every input may be read in packs of v numbers.
 inline bool packs(const RowPlan& plan, int v, const void* const* inputs, const int* bytes, int n) {
   if (plan.dim % v) return false;
   for (int i = 0; i < n; ++i) {
@@ -114,15 +114,15 @@ inline bool packs(const RowPlan& plan, int v, const void* const* inputs, const i
   return true;
 }
 
-// What a lane has of its row's sum, where nothing but the sum is to be kept.
+// A lane's part of its row's sum, for a body that needs nothing but the sum.
 template <class R>
 struct PlainSum {
   R sum = 0;
   __device__ __forceinline__ R total() const { return sum; }
 };
 
-// out[row] = body.finish(the lanes' totals of what body.add<V>(sum, offset, d) gathers, added up). A row takes one warp, or one
-// block where it is long.
+// Computes out[row] = body.finish(sum, dim), where body.add<V>(sum, offset, d) adds V numbers to a lane's sum, and the lanes'
+// totals are added up. A row takes one warp, or one block if it is long.
 template <class Stored, int V, int kInputs, int kThreads, class Body>
 __global__ void __launch_bounds__(kBlock) sum_rows(RowPlan plan, Body body, void* out) {
   const int64_t row = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / kThreads;
@@ -165,8 +165,8 @@ struct Outputs {
   void* pointer[kGradients];
 };
 
-// Each thread sums one column of one outer row's gradients over a segment of its inner rows. `body(offset, d, grads)` adds one
-// row's gradients; neighbouring threads take neighbouring columns, so that loads and stores coalesce.
+// Each thread sums the gradients of one column of one outer row over a segment of the inner rows. `body(offset, d, grads)` adds
+// the gradients of one row. Neighbouring threads take neighbouring columns, so that loads and stores coalesce.
 template <class Stored, int kInputs, int kGradients, class Body>
 __global__ void __launch_bounds__(kBlock) sum_gradients(RowPlan plan, Body body, Outputs<kGradients> out) {
   const int64_t targets = plan.outer.rows * plan.dim;

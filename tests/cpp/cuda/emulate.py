@@ -1,11 +1,11 @@
-"""Makes C++ for the emulator of one file of CUDA C++, line by line: python emulate.py SOURCE TARGET [--without-barrier N]
+"""Translates a file of CUDA C++ to C++ for the emulator, line by line: python emulate.py SOURCE TARGET [--without-barrier N]
 
-Two things are rewritten, a launch into a call of the emulator, and shared memory into static memory that the emulator knows:
+A launch becomes a call of the emulator, and shared memory becomes static memory that the emulator knows:
 
     kernel<<<grid, block, bytes, stream>>>(x)  ->  ::emu::launch("kernel", grid, block, bytes, stream, [&] { kernel(x); })
     __shared__ T a[8], b;                      ->  static T a[8], b; ::emu::shared(&a, sizeof a); ::emu::shared(&b, sizeof b);
 
---without-barrier leaves the N-th __syncthreads() of the file out (from 0): the tests must then fail.
+--without-barrier leaves out the N-th __syncthreads() of the file, counted from 0. The tests must then fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BARRIER = "__syncthreads()"
 
 
 def closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at `opening` closes."""
+    """Returns the position of the bracket that closes the one at `opening`."""
     depth = 0
     for i in range(opening, len(text)):
         depth += text[i] in "([{"
@@ -29,7 +29,7 @@ def closing(text: str, opening: int) -> int:
 
 
 def launches(text: str) -> str:
-    """Every launch of a kernel as a call of the emulator."""
+    """Rewrites every launch of a kernel as a call of the emulator."""
     while (at := text.find("<<<")) >= 0:
         begin = max(text.rfind(c, 0, at) for c in ";{}") + 1
         end = text.index(">>>", at)
@@ -44,7 +44,7 @@ def launches(text: str) -> str:
 
 
 def shared_arrays(text: str) -> str:
-    """Every declaration of shared memory as static memory that the emulator knows of."""
+    """Rewrites every declaration of shared memory as static memory that the emulator knows."""
 
     def rewrite(match: re.Match[str]) -> str:
         alignment, declaration = match[1] or "", match[2]
@@ -56,7 +56,7 @@ def shared_arrays(text: str) -> str:
 
 
 def without_barrier(text: str, number: int) -> str:
-    """The text without its N-th barrier."""
+    """Returns the text without its N-th barrier."""
     at = [found.start() for found in re.finditer(re.escape(BARRIER), text)][number]
     return text[:at] + "(void)0" + text[at + len(BARRIER) :]
 

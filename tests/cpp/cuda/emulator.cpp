@@ -1,6 +1,7 @@
-// Runs a grid block by block, a block's threads as fibers. A thread runs until it meets a barrier or a shuffle; when none can go
-// on, the barriers that are complete open. What CUDA leaves undefined is reported: a barrier that some threads passed by, or met
-// elsewhere; a shuffle without a lane of its mask; a lane that reads one outside its mask; an impossible grid.
+// Runs a grid block by block, with the threads of a block as fibers. A thread runs until it reaches a barrier or a shuffle. When
+// no thread can go on, the emulator releases the shuffles and barriers that are complete. What CUDA leaves undefined is reported:
+// a barrier that some threads did not reach, or reached at another place in the code; a shuffle without a lane of its mask; a
+// lane that reads a lane outside its mask. An impossible grid is reported as CUDA does.
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -33,12 +34,12 @@ namespace {
 constexpr size_t kStack = 64 << 10;
 enum class State : unsigned char { fresh, running, at_barrier, at_shuffle, done };
 
-// A place to go on: of a fiber, or of the scheduler.
+// The place where a fiber or the scheduler continues.
 #if defined(__x86_64__)
 struct Place {
   void* stack_pointer;
 };
-extern "C" void emu_switch(void** from, void* to);  // swapcontext without its system calls
+extern "C" void emu_switch(void** from, void* to);  // like swapcontext, but without its system calls
 asm(R"(
 .text
 .type emu_switch, @function
@@ -63,7 +64,7 @@ void go(Place& from, Place& to) { emu_switch(&from.stack_pointer, to.stack_point
 void begin(Place& place, char* stack, size_t size, void (*entry)()) {
   void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + size) / 16 * 16) - 1;
   *--top = reinterpret_cast<void*>(entry);
-  place.stack_pointer = top - 6;  // the registers that `emu_switch` restores
+  place.stack_pointer = top - 6;  // room for the registers that `emu_switch` restores
 }
 #else
 struct Place {
@@ -96,10 +97,10 @@ struct Lane : Thread {
 struct Machine {
   std::vector<Lane> lanes;
   std::vector<int> order;
-  size_t next;  // in order, of the threads that have not begun
+  size_t next;  // position in `order` of the next thread to begin
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Fiber*> idle;
-  std::vector<void*> arrays;  // shared arrays that the block has met
+  std::vector<void*> arrays;  // shared arrays that the block has used so far
   Place scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
@@ -108,7 +109,7 @@ struct Machine {
   Body body;
   const void* closure;
   const char* kernel;
-  bool broken;  // the block cannot go on
+  bool broken;  // true if the block cannot go on
 };
 
 Machine m;
@@ -152,7 +153,7 @@ void to_fiber(Fiber* fiber) {
 #endif
 }
 
-// A fiber runs one thread after the other, until one has to wait: then the fiber is that thread's.
+// A fiber runs one thread after the other, until a thread has to wait. From then on the fiber belongs to that thread.
 void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_size);
@@ -189,7 +190,7 @@ void wait(State state, const char* file, int line) {
   thread = self;
 }
 
-// Opens the shuffles of one warp that all lanes of their mask have reached; whether there was one.
+// Releases the shuffles of one warp that all lanes of their mask have reached. Returns whether there was one.
 bool open_shuffles(size_t first, size_t end) {
   bool opened = false;
   for (size_t i = first; i < end; ++i) {

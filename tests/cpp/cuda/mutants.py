@@ -1,6 +1,6 @@
-"""Leaves out each __syncthreads() of the CUDA kernels in turn; the emulated tests must fail: python mutants.py BUILD_DIR
+"""Leaves out each __syncthreads() of the CUDA kernels in turn and checks that the tests then fail: python mutants.py BUILD_DIR
 
-BUILD_DIR is a build of tests/cpp. A barrier that no test misses is either superfluous or not tested; the exit code is then 1.
+BUILD_DIR is a build of tests/cpp. If the tests pass without a barrier, it is superfluous or not tested, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SECONDS = 300
 
 
 def fails(build: Path) -> bool:
-    """Whether the tests fail, or wait for ever, with the kernels as they stand in the build folder."""
+    """Returns whether the tests fail, or do not end, with the kernels as they are in the build folder."""
     made = subprocess.run(["cmake", "--build", build, "--target", "cuda_kernels"], capture_output=True, text=True)
     if made.returncode:
         raise SystemExit(made.stdout)

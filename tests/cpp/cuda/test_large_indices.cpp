@@ -1,4 +1,4 @@
-// Indices beyond 2^31: sparse memory, of which only the last blocks of a grid are run.
+// Tests indices beyond 2^31. The memory is sparse, and only the last blocks of each grid are run.
 #include <sys/mman.h>
 
 #include "cuda/stored.h"
@@ -46,7 +46,7 @@ TEST(more_than_2_to_the_31) {
   BernoulliLogProbBackward p{plan, DType::u8, {logits.base, x.base}, upstream.base, {grads.base, nullptr}};
   cuda::bernoulli_log_prob_backward(p, nullptr);
   CHECK(std::fabs(read(DType::bf16, grads.base, rows * dim - 1) - 2 * 0.2689) < 0.01);
-  // label_linear: [rows, 1] + [labels, dim], rows · labels · dim beyond 2^33
+  // label_linear: [rows, 1, dim] + [labels, dim], with rows · labels · dim beyond 2^33
   const int64_t labels = 2, half = rows / 2;
   Sparse shared(half * dim * 2);
   std::vector<unsigned char> by_label(labels * dim * 2);

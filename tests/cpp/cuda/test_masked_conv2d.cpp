@@ -1,5 +1,6 @@
-// The masked convolution of CUDA both ways, against loops over all taps: more channels, pixels and entries than a tile has, every
-// stored type, both memory layouts, groups of pixels, with and without biases. What a mask hides is NaN, and must not be read.
+// Tests the masked convolution of CUDA and its gradients against loops over all taps. The cases have more channels, pixels and
+// entries than a tile, every stored type, both memory layouts, groups of pixels, and biases or none. Weights that the mask hides
+// are NaN, and must not be read.
 #include <cstdlib>
 
 #include "cuda/stored.h"

@@ -1,5 +1,5 @@
-// The CUDA kernels against the CPU's, in double, on random plans: several leading dimensions, broadcast inputs, gaps, rows that
-// begin where no pack is aligned, every stored type, partial sums.
+// Tests the CUDA kernels against the CPU kernels in double, on random plans: several leading dimensions, broadcast inputs, gaps,
+// rows that begin where packs are not aligned, every stored type, and partial sums.
 #include <array>
 #include <functional>
 
@@ -20,7 +20,8 @@ using namespace geometry;
 
 namespace {
 
-// Numbers as a kernel stores them, and the same numbers in double, at the same places; `shift` elements in.
+// Numbers in the type that a kernel stores, and the same numbers in double, in the same order. The stored numbers begin `shift`
+// elements into their memory.
 struct Numbers {
   DType type;
   std::vector<unsigned char> bytes;
@@ -45,13 +46,13 @@ struct Out {
   double operator[](int64_t i) const { return read(type, bytes.data(), i); }
 };
 
-// What a case is of: leading dimensions, and for each input over which of them it is broadcast.
+// The layout of a case: the leading dimensions and, for each input, over which of them it is broadcast.
 struct Layout {
   std::vector<int64_t> leading;
   int64_t dim;
-  std::vector<uint32_t> broadcast;           // bit d: broadcast over leading dimension d
+  std::vector<uint32_t> broadcast;           // bit d is set if the input is broadcast over leading dimension d
   std::vector<std::vector<int64_t>> stride;  // [input][leading dimension]
-  std::vector<int64_t> size;                 // numbers of each input
+  std::vector<int64_t> size;                 // how many numbers each input has
 
   int64_t rows() const {
     int64_t n = 1;
@@ -106,7 +107,7 @@ void compare(const char* what, DType type, const Out& got, const std::vector<dou
   for (size_t i = 0; i < exact.size(); ++i) {
     const double limit = 60 * (type == DType::f64 ? 2.3e-16 : 1.2e-7) * (size + std::fabs(exact[i])) +
                          1.01 * roundings(type) * std::fabs(exact[i]) +
-                         (type == DType::f16 ? 6.1e-8 : 0);  // the step of its smallest numbers
+                         (type == DType::f16 ? 6.1e-8 : 0);  // the spacing of the smallest float16 numbers
     if (std::fabs(got[i] - exact[i]) <= limit) continue;
     static int shown = 0;
     if (shown++ < 20) {
@@ -146,7 +147,7 @@ int64_t segments_of(Random& r, const RowPlan& plan) {
   return std::min<int64_t>(std::max<int64_t>(1, plan.inner.rows), int64_t(r.between(1, 9)));
 }
 
-// Runs a backward struct for every group of inputs that are broadcast alike, on both sides.
+// Runs a backward kernel on both backends, for every group of inputs that are broadcast alike.
 template <class Params>
 void gradients(const char* what, Random& r, const Layout& l, DType type, int inputs, CudaKernel<Params> cuda_kernel,
                CpuKernel<Params> cpu_kernel, double size, const std::function<Params(const RowPlan&, bool stored)>& fill) {
@@ -333,7 +334,7 @@ TEST(random_importance) {
     cpu::importance_bound(ImportanceBound{plan_of(l, DType::f64), log_w.doubles(), exact.data()}, 0, l.rows());
     compare("bound", type, bound, exact, 60, l);
 
-    // a state that begins, and one that goes on
+    // a new state, and a state that is continued
     RowPlan plan = plan_of(l, type), wide = plan_of(l, DType::f64);
     for (Grid* grid : {&plan.outer, &wide.outer}) {
       int64_t next = 5;

@@ -1,4 +1,4 @@
-// Special values in every combination: the CUDA kernels give what is finite, infinite or NaN on the CPU.
+// Tests special values in every combination: the CUDA results are finite, infinite or NaN where those of the CPU are.
 #include "cuda/stored.h"
 #include "geometry.h"
 #include "kernels/bernoulli_log_prob.h"
@@ -21,7 +21,7 @@ const std::vector<double> kSpecial = {0.0, 1.0, -1.0, 1e-30, 80.0, -80.0, 1e4, -
 
 int kind_of(double x) { return std::isnan(x) ? 3 : std::isinf(x) ? (x > 0 ? 1 : 2) : 0; }
 
-// [combinations, inputs] of kSpecial
+// Returns all combinations of the values in kSpecial, as [inputs][combinations].
 std::vector<std::vector<float>> combinations(int inputs) {
   size_t n = 1;
   for (int i = 0; i < inputs; ++i) n *= kSpecial.size();
@@ -45,7 +45,7 @@ void same_kind(const char* what, const std::vector<float>& cuda, const std::vect
                const std::vector<std::vector<float>>& in, bool sums = false) {
   int bad = 0;
   for (size_t c = 0; c < cuda.size(); ++c) {
-    double largest = 1e-30;  // what is added up: other orders round otherwise
+    double largest = 1e-30;  // the size of what is added up, because sums in another order round differently
     if (sums) {
       for (const auto& v : in) largest = std::max(largest, std::isfinite(v[c]) ? std::fabs(double(v[c])) : 0.0);
       largest = largest * 1e-6 + 1e-6;
@@ -145,7 +145,7 @@ TEST(special_values) {
     cpu::gaussian_sample(GaussianSample{plan, key, in[0].data(), in[1].data(), c.data(), d.data()}, 0, n);
     same_kind("gaussian_sample z", a, c, in), same_kind("gaussian_sample log_q", b, d, in);
   }
-  for (const int dim : {2, 3, 5}) {  // rows of so many special values: bound, state, labels
+  for (const int dim : {2, 3, 5}) {  // rows of this many special values, for the bound, the state and the labels
     const auto in = combinations(dim > 3 ? 3 : dim);
     const size_t n = in[0].size();
     std::vector<float> rows(n * dim), values(n * dim), a(n, -7), b(n, -7), ga(n * dim, -7), gb(n * dim, -7);
