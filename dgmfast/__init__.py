@@ -1,6 +1,7 @@
-"""dgmfast: fast, exact, trustworthy deep generative models in PyTorch.
+"""dgmfast: fast and exact deep generative models in PyTorch.
 
-`ops` are fused formulas, `models` the thesis's family, `evaluate` estimates log p(x), `reference` states the ops in plain torch.
+`ops` holds the fused ops, `models` the models of the thesis, `objectives` the training bounds, and `evaluate` estimates
+log p(x). `reference` has every op in plain PyTorch.
 """
 
 from dgmfast import _load

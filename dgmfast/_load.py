@@ -1,4 +1,4 @@
-"""Loads the extension dgmfast._C, or says in one sentence what is wrong and which command mends it."""
+"""Loads the extension dgmfast._C. If that fails, the error says in one sentence what is wrong and which command fixes it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _BUILD = "pip install --no-build-isolation ."
 
 
 def load() -> ModuleType:
-    """Import dgmfast._C; on the command line, an error is told in one line, and the process ends with code 2.
+    """Import dgmfast._C. On the command line, an error is printed in one line and the process exits with code 2.
 
     Raises:
-        ImportError: torch is missing, the extension is not built, was built for another torch, or is shadowed by a source tree.
+        ImportError: torch is missing; or the extension is not built, was built for another torch, or is shadowed by a source
+            tree.
     """
     try:
         return _load()
@@ -27,7 +28,7 @@ def load() -> ModuleType:
 
 
 def _is_command() -> bool:
-    """Whether this process is the command `dgmfast` or `python -m dgmfast`."""
+    """True if this process is the command `dgmfast` or `python -m dgmfast`."""
     command = getattr(sys, "orig_argv", [])
     return Path(sys.argv[0] if sys.argv else "").stem == "dgmfast" or command[1:3] == ["-m", "dgmfast"]
 
@@ -51,12 +52,13 @@ def _load() -> ModuleType:
     try:
         return importlib.import_module("dgmfast._C")
     except ImportError as error:
-        if str(error).startswith("DGMFAST_CPU"):  # the extension's own sentence
+        if str(error).startswith("DGMFAST_CPU"):  # an error of the extension itself
             raise
         raise ImportError(f"dgmfast._C cannot be loaded ({error}): rebuild with `{_BUILD}` in dgmfast's folder") from error
 
 
 def _not_built() -> str:
+    """The message for an extension that is not built, or that is shadowed by a source tree."""
     here = Path(__file__).resolve().parent
     try:
         files = importlib.metadata.files("dgmfast") or []

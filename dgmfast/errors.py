@@ -1,4 +1,7 @@
-"""The one exception for input a user can mend: a message of one sentence, which the command line prints and exits with 2."""
+"""The exception for errors that a user can fix.
+
+Its message is one sentence. The command line prints it and exits with 2.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,23 @@ from typing import Any
 
 import torch
 
-# how to get what only the command line needs, from source and from an index
+# How to install the packages that only the command line needs.
 INSTALL = "install it with `make install` in dgmfast's source tree, or `pip install --no-build-isolation '.[train]'` there"
 
 
 class InputError(ValueError):
-    """Bad input: names the argument or file, what was expected, and what came."""
+    """Bad input. The message names the argument or file, what was expected, and what was given."""
 
 
 class ToldElsewhere(InputError):
-    """The InputError of another process, which tells it."""
+    """The InputError of another process, which reports it."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch has a class for it on CUDA only; its CPU allocator words it by the system."""
+    """True if the error means that memory ran out.
+
+    torch has a class for this error on CUDA only. The messages of its CPU allocator depend on the system.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(

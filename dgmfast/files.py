@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and that are written through no symbolic link."""
+"""Files that are written completely or not at all, and never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgmfast.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -24,7 +24,7 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getatt
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError, such as a full disk, into one sentence that names the file."""
+    """Context manager: turn an OSError, such as a full disk, into an InputError that names the file."""
     try:
         yield
     except OSError as error:
@@ -32,12 +32,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file by `content` so that a reader, or the system after a power cut, sees the old file or the new one.
+    """Replace the file by `content`, so that a reader, or the system after a power cut, sees either the old file or the new one.
 
-    The content goes to a new file of a random name beside it first; a symbolic link of the name `path` is replaced, not followed.
+    The content is first written to a new file with a random name in the same folder. If `path` is a symbolic link, the link
+    itself is replaced.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written; the old file is intact and nothing else stays behind.
+        InputError: The disk is full, or the folder cannot be written. The old file is then intact, and no other file remains.
     """
     if not path.name:
         raise InputError(f"cannot write {str(path)!r}: expected the name of a file")
@@ -48,12 +49,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         try:
             with open(descriptor, "wb") as file:
                 if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)  # whoever can have the lock knows that the writer is gone
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)  # a process that gets the lock knows that the writer has ended
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
                 if fcntl is not None:
-                    os.replace(temporary, path)  # before the lock ends
+                    os.replace(temporary, path)  # while the lock is held
             if fcntl is None:
                 os.replace(temporary, path)
             sync_folder(path.parent)
@@ -64,7 +65,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _remove_left_behind(path: Path) -> None:
-    """Remove the temporary files of writers that were killed; those of writers at work are locked."""
+    """Remove the temporary files of writers that were killed. Files of running writers are locked."""
     if fcntl is None:
         return
     for name in glob.glob(f".{glob.escape(path.name)}.*.tmp", root_dir=path.parent):
@@ -73,17 +74,18 @@ def _remove_left_behind(path: Path) -> None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(descriptor)
-                if status.st_size or status.st_mtime < time.time() - 60.0:  # else of a writer that has no lock yet, perhaps
+                # An empty new file may belong to a writer that has no lock yet.
+                if status.st_size or status.st_mtime < time.time() - 60.0:
                     os.unlink(path.parent / name)
             finally:
                 os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` of a run unless it is there.
+    """Create the folder `path` of a run unless it exists.
 
     Raises:
-        InputError: it cannot be made, or `path` is a symbolic link, through which nothing is written.
+        InputError: The folder cannot be created, or `path` is a symbolic link.
     """
     if path.is_symlink():
         raise InputError(f"cannot write into {path}: it is a symbolic link; remove it, or put a folder in its place")
@@ -93,10 +95,10 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Keep out other processes that are `doing` the same with the folder, as long as the block runs.
+    """Context manager: keep out other processes that are `doing` the same with the folder.
 
     Raises:
-        InputError: another process has the lock.
+        InputError: Another process has the lock.
     """
     if fcntl is None:
         yield
@@ -116,7 +118,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """json.loads, whose only error is ValueError, also for lists nested too deeply."""
+    """json.loads that raises only ValueError, also for lists that are nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -124,7 +126,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in the folder last through a power cut; a system that cannot open folders, Windows, needs no such call."""
+    """Make renames in the folder survive a power cut. Systems that cannot open folders, such as Windows, need no such call."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,7 @@
-"""The command line, a module per group of commands. A user's error is one line and exit code 2, an interruption 130."""
+"""The command line, with one module per group of commands.
+
+A user's error is printed in one line, with exit code 2. The exit code of an interruption is 130.
+"""
 
 from dgmfast.cli.drawing import compare, figures
 from dgmfast.cli.evaluation import classify, evaluate, sample

@@ -1,4 +1,4 @@
-"""dgmfast figures and compare."""
+"""The commands figures and compare."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dgmfast.runs import fixed_split, open_run
 @DATA_DIR
 @THREADS
 def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -> None:
-    """Draw all figures that a run can have, into RUN/figures; those of `evaluate` and `classify` are drawn by these."""
+    """Draw all figures of a run into RUN/figures.
+
+    The figures of an evaluation and of a classification are drawn by `evaluate` and `classify`.
+    """
     from dgmfast import plots
 
     run = open_run(folder)
@@ -31,8 +34,10 @@ def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -
 @click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Folder of the figures.")
 def compare(folders: tuple[Path, ...], out: Path) -> None:
-    """Draw what several runs have in common: errors and bounds over the epochs, bounds against depth and against labels, and the
-    KL of their units."""
+    """Draw figures that compare several runs.
+
+    They show errors and bounds over the epochs, bounds against depth and against the number of labels, and the KL of the units.
+    """
     from dgmfast import plots
 
     for path in plots.draw_comparison(folders, out):

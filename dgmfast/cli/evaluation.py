@@ -1,4 +1,4 @@
-"""dgmfast evaluate, classify and sample."""
+"""The commands evaluate, classify and sample."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LABELS = {
     "sampled": "log p(x), with a label drawn from q(y|·) per sample",
     "given": "log p(x, y) with the label given",
 }
-PATIENCE = timedelta(days=7)  # of a process that is done with its rows, for the others
+PATIENCE = timedelta(days=7)  # how long a process that has finished its rows waits for the others
 SPLIT = click.option("--split", default="test", show_default=True, help="train, valid or test.")
 
 
@@ -77,10 +77,12 @@ def evaluate(
     progress: bool,
     figures: bool,
 ) -> None:
-    """Evaluate L_1, L_50 and L_K of a run; writes evaluation.json, .csv and .npz into its folder, and evaluation.png into its
-    figures (evaluation-DATA.* with --data, evaluation-SPLIT.* of another split than test).
+    """Evaluate the bounds L_1, L_50 and L_K of a run.
 
-    What is done is kept every few seconds: after an interruption, the same command goes on from there. Under torchrun, the
+    Writes evaluation.json, .csv and .npz into the run folder, and evaluation.png into its figures. With --data the files are
+    called evaluation-DATA.*, and for another split than test evaluation-SPLIT.*.
+
+    Finished rows are saved every few seconds: after an interruption, the same command continues from there. Under torchrun, the
     processes share the rows.
     """
     place = resolve_device(device)
@@ -107,7 +109,7 @@ def evaluate(
             if is_main():
                 click.echo("\nInterrupted; the same command goes on from the rows that are done", err=True)
             raise
-        # what plots and tables read as the run's own is of the test split of its own data
+        # Plots and tables read evaluation.json, so it must be that of the test split of the run's own data.
         others = [part for part, own in ((name, run.recipe.data), (split, "test")) if part != own]
         stem = "-".join(["evaluation", *others])
         group.broadcast_from_rank0(lambda: _finish(folder, settings, result, stem, figures))
@@ -116,7 +118,7 @@ def evaluate(
 
 
 def _finish(folder: Path, settings: dict[str, Any], result: Bounds, stem: str, figures: bool) -> None:
-    """Write the files and the figure, and tell the table."""
+    """Write the files and the figure, and print the table."""
     write_bounds(folder, settings, result, stem)
     rows, labels = len(result.last.log_px), settings.get("labels")
     note = f"; {LABELS[labels]}" if labels else ""
@@ -134,6 +136,7 @@ def _finish(folder: Path, settings: dict[str, Any], result: Bounds, stem: str, f
 
 
 def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label:
+    """The label that the option --labels stands for."""
     if labels != "given":
         return models.SampledLabel() if labels == "sampled" else models.ExactSum()
     if y is None:
@@ -171,7 +174,10 @@ def classify(
     data_dir: Path | None,
     device: str,
 ) -> None:
-    """Classify the rows of a split: the error, a confusion matrix, and the probabilities of every row as CSV."""
+    """Classify the rows of a split.
+
+    Prints the error, draws the confusion matrix, and writes the class probabilities of every row as CSV.
+    """
     from dgmfast import plots
 
     if out is not None and (not out.name or out.is_dir() or out.suffix in (".json", ".png")):
@@ -213,9 +219,10 @@ def sample(
     progress: bool,
     data_dir: Path | None,
 ) -> None:
-    """Draw samples from a run's model: a grid of images, and the values with --npz.
+    """Draw samples from a run's model as a grid of images.
 
-    A PixelCNN, and FAME with its input, draw x pixel by pixel; other models show the mean of p(x | latents).
+    With --npz, the values are written too. Models with autoregressive pixels, such as a PixelCNN or FAME with concatenation, draw
+    x pixel by pixel. Other models show the mean of p(x | latents).
     """
     from tqdm import tqdm
 

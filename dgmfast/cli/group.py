@@ -1,4 +1,4 @@
-"""The group of commands: its one-line errors, and the options that several commands share."""
+"""The command group, which prints errors in one line, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from dgmfast.runs import error_line, is_lost_process
 
 try:
     import click
-except ImportError:  # an extra, like all that only the command line needs
+except ImportError:  # click is in the extra that only the command line needs
     from dgmfast.errors import INSTALL
 
     sys.stderr.write(f"Error: the command line needs click, of the extra dgmfast[train]: {INSTALL}\n")
     raise SystemExit(2) from None
 
 USER_ERROR, INTERRUPTED = 2, 130
-LONGEST = 1000  # letters of an error
-MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with tens of thousands, OpenMP ends in a segmentation fault
+LONGEST = 1000  # characters of an error message
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with tens of thousands, OpenMP causes a segmentation fault
 
 
 class OneLineErrors(click.Group):
-    """A group whose commands end every foreseeable error with one line instead of a traceback."""
+    """A group whose commands report every foreseeable error in one line instead of a traceback."""
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        """Run a command, and exit with its exit code."""
         run: Callable[..., Any] = super().main
         if not standalone_mode:
             return run(*arguments, standalone_mode=False, **named)
@@ -62,6 +63,7 @@ class OneLineErrors(click.Group):
 
 
 def _fail(error: BaseException, message: str) -> int:
+    """Print the error, unless another process does, and return the exit code."""
     message = " ".join(message.split())
     line = error_line(error, message if len(message) <= LONGEST else f"{message[:LONGEST]} …")
     if line is not None:
@@ -95,4 +97,4 @@ DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu or
 @click.group(cls=OneLineErrors)
 @click.version_option(__version__, prog_name="dgmfast")
 def main() -> None:
-    """Deep generative models: fused ops, exact bounds, log p(x) in constant memory."""
+    """Train and evaluate deep generative models: fused ops, exact bounds, log p(x) in constant memory."""

@@ -1,4 +1,4 @@
-"""dgmfast demo, info and bench."""
+"""The commands demo, info and bench."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dgmfast.errors import InputError
 @click.option("--out", default="demo_out", show_default=True, type=click.Path(path_type=Path))
 @THREADS
 def demo(out: Path) -> None:
-    """Train a VAE and an IWAE on handwritten digits, evaluate them, and draw figures: a minute."""
+    """Train a VAE and an IWAE on digits, evaluate them, and draw figures. This takes about a minute."""
     from dgmfast.examples.digits import run_demo
 
     run_demo(out)
@@ -26,7 +26,7 @@ def demo(out: Path) -> None:
 
 @click.command()
 def info() -> None:
-    """Print what this installation computes with."""
+    """Print what this installation uses: versions, instruction set, CUDA architectures, GPU and threads."""
     architectures = _C.cuda_architectures
     architectures = architectures() if callable(architectures) else architectures
     built = architectures if isinstance(architectures, str) else ", ".join(map(str, architectures))
@@ -46,7 +46,7 @@ def info() -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> NoReturn:
-    """Run the benchmarks, in the source tree: the same as python -m bench."""
+    """Run the benchmarks, which need the source tree. The same as python -m bench."""
     if not Path("bench", "__main__.py").is_file():
         raise InputError("the benchmarks are not installed: run this in dgmfast's source tree")
     sys.exit(subprocess.run([sys.executable, "-m", "bench", *arguments]).returncode)

@@ -1,4 +1,4 @@
-"""dgmfast reproduce and baseline."""
+"""The commands reproduce and baseline."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from dgmfast.runs import holds_run, is_main, open_run
 @click.option("--progress/--no-progress", default=True)
 @click.option("--figures/--no-figures", default=True, help="Draw the figures of each run.")
 def reproduce(name: str | None, listed: bool, settings: tuple[str, ...], **options: Any) -> None:
-    """Run the recipes of one published table, and print thesis and measured side by side.
+    """Run the recipes of a published table, and print published and measured numbers.
 
-    What is finished is not repeated, and what is not goes on from its last checkpoint; the table so far is in OUT/TABLE.md and
-    OUT/TABLE.json.
+    Finished runs are not repeated, and interrupted ones continue from their last checkpoint. The table shows the thesis's and the
+    measured numbers side by side; OUT/TABLE.md and OUT/TABLE.json hold the table so far.
     """
     if listed:
         for table_name, table in TABLES.items():
@@ -83,7 +83,7 @@ def baseline(
     data_dir: Path | None,
     progress: bool,
 ) -> None:
-    """Fit a classifier of scikit-learn on a few labelled rows, and classify the test rows."""
+    """Train a scikit-learn classifier on a few labels, and classify the test rows."""
     rows = data.load(dataset, data_dir)
     features = _m1(m1, rows, seed, epochs, progress) if name == "m1-svm" else None
     result = run_baseline(name, rows, labels, seed, features)
@@ -97,7 +97,7 @@ def baseline(
 
 
 def _m1(folder: Path | None, dataset: data.Dataset, seed: int, epochs: int, progress: bool) -> GenerativeModel:
-    """The model of the run in the folder, trained there where there is none."""
+    """The model of the run in the folder. If there is no run, it is trained there."""
     folder = folder or Path("runs") / f"m1-{dataset.name}-{seed}"
     if not holds_run(folder):
         likelihood = "bernoulli" if dataset.kind in ("grey", "binary") else "gaussian"

@@ -1,4 +1,4 @@
-"""dgmfast train."""
+"""The command train."""
 
 from __future__ import annotations
 
@@ -81,7 +81,13 @@ PYTHON_VALUES = {"True": True, "False": False, "None": None}
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict; a value is JSON, True, False or None, a number as Python writes it (.001), or text."""
+    """NAME=VALUE texts as a dict.
+
+    A value is JSON, True, False, None, a number as Python writes it (.001), or else text.
+
+    Raises:
+        InputError: A text has no "=", or a list, dict or string is not valid JSON.
+    """
     changes = {}
     for text in texts:
         path, equals, value = text.partition("=")

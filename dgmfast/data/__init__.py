@@ -1,4 +1,4 @@
-"""Readers for the public data sets, toy data, seeded draws and labelled subsets."""
+"""Readers for public data sets, toy data, seeded draws and labelled subsets."""
 
 from dgmfast.data.dataset import Dataset, Kind, Split
 from dgmfast.data.download import MIRRORS, download_mnist

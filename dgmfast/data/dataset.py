@@ -1,4 +1,4 @@
-"""What every reader returns."""
+"""The data structures that every reader returns."""
 
 from __future__ import annotations
 
@@ -14,31 +14,51 @@ Kind = Literal["grey", "binary", "levels", "real"]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set: `x` [N, D] float32, or uint8 where Dataset.kind is "levels"; `y` [N] int64 or None."""
+    """One part of a data set.
 
-    x: Tensor  # [N, D], as Dataset.kind says
+    Args:
+        x: [N, D], float32, or uint8 if Dataset.kind is "levels".
+        y: [N] int64 class labels, or None.
+    """
+
+    x: Tensor  # [N, D]
     y: Tensor | None  # [N]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with its splits and what a reader of results on it should know (`note`).
+    """A data set with its splits.
 
-    kind says what x holds, and so what `sample_inputs` makes of it:
-    "grey": Bernoulli means in [0, 1]; "binary": zeros and ones; "levels": integers 0 to 255, to be dequantised; "real": any.
+    Args:
+        name: The name of the data set.
+        train: The training rows.
+        valid: The validation rows, or None.
+        test: The test rows.
+        image_shape: (C, H, W) of a row, or None if a row is not a whole image.
+        kind: The values of x, which decide what `sample_inputs` does: "grey" for Bernoulli means in [0, 1]; "binary" for zeros
+            and ones; "levels" for integers 0 to 255, which are dequantised; "real" for any numbers.
+        classes: Number of classes, or None.
+        note: What a reader of results on this data should know.
+        pixels: [D] int64, the pixels of the flattened full image that x keeps, or None for all.
+        full_shape: (C, H, W) of the full images that `pixels` refers to.
+        scale: [D], the divisor of dequantised levels, or None for 1.
+        labelled: int64 indices of the training rows that the published experiment labels, or None.
+
+    Raises:
+        InputError: The kind is unknown, or a value of x does not fit it.
     """
 
     name: str
     train: Split
     valid: Split | None
     test: Split
-    image_shape: tuple[int, int, int] | None  # (C, H, W); None where a row is no whole image
+    image_shape: tuple[int, int, int] | None  # (C, H, W); None if a row is not a whole image
     kind: Kind
     classes: int | None
     note: str
-    pixels: Tensor | None = None  # [D] int64: the kept pixels in the flattened full image; None: all
-    full_shape: tuple[int, int, int] | None = None  # (C, H, W) of the images that `pixels` are from
-    scale: Tensor | None = None  # [D]: what dequantised levels are divided by; None: 1
+    pixels: Tensor | None = None  # [D] int64: the pixels that are kept of the flattened full image; None: all
+    full_shape: tuple[int, int, int] | None = None  # (C, H, W) of the full images
+    scale: Tensor | None = None  # [D]: divisor of dequantised levels; None: 1
     labelled: Tensor | None = None  # int64 indices of the training rows that the published experiment labels; None: any
 
     def __post_init__(self) -> None:
@@ -50,7 +70,7 @@ class Dataset:
                 self._check_values(name, split.x)
 
     def _check_values(self, split: str, x: Tensor) -> None:
-        """Raise InputError unless x [N, D] holds what `kind` says; training looks for what is not finite."""
+        """Raise InputError unless x [N, D] holds values of this kind. Training checks whether they are finite."""
         if self.kind == "grey":
             wrong, expected = (x < 0) | (x > 1), "lie in [0, 1]"
         elif self.kind == "binary":
@@ -66,5 +86,5 @@ class Dataset:
 
     @property
     def binary(self) -> bool:
-        """Whether x holds zeros and ones."""
+        """True if x holds zeros and ones."""
         return self.kind == "binary"

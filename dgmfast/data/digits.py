@@ -12,7 +12,13 @@ TRAIN_ROWS = 1500
 
 
 def load_digits() -> Dataset:
-    """1797 digits of 8 x 8 grey levels, 1500 to train and 297 to test, always the same split; needs scikit-learn and no files."""
+    """1797 digits with 8 x 8 grey levels: 1500 training and 297 test rows, always split in the same way.
+
+    It needs scikit-learn and no files.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
     try:
         from sklearn import datasets
     except ImportError as error:

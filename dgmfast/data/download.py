@@ -1,4 +1,4 @@
-"""Fetching MNIST over HTTP: resumed where possible, checked by content, in place only when whole."""
+"""Downloads MNIST over HTTP. Transfers are resumed where possible, and a file is put in place only if its content is complete."""
 
 from __future__ import annotations
 
@@ -22,25 +22,32 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 TIMEOUT = 30.0  # seconds without a byte
-TRIES = 3  # per mirror and file; each continues where the one before was cut
+TRIES = 3  # per mirror and file; each try continues where the last one was cut
 CHUNK = 1 << 16
-MOST_SECONDS = 3600.0  # of one transfer: a server may send a byte now and then
-MOST_BYTES = 1 << 26  # of a file of MNIST, whose largest has 10 MB; inflated, 47 MB
+MOST_SECONDS = 3600.0  # limit for one transfer, because a server could send a byte now and then forever
+MOST_BYTES = 1 << 26  # limit for one file; the largest of MNIST has 10 MB, or 47 MB decompressed
 
 
 class _MirrorFailure(Exception):
-    """This mirror did not deliver the file."""
+    """The mirror did not deliver the file."""
 
 
 class _Interrupted(_MirrorFailure):
-    """The transfer began and was cut: worth another try."""
+    """The transfer began and was cut; another try may succeed."""
 
 
 def download_mnist(data_dir: str | os.PathLike[str], mirrors: Sequence[str] = MIRRORS, progress: bool = True) -> Path:
-    """Fetch the four MNIST files into `data_dir/mnist`, skip those already there and sound, and return that folder.
+    """Download the four MNIST files into `data_dir/mnist`, and return that folder. Intact files that are there are skipped.
 
-    A cut transfer leaves a .part file, which the next call continues.
-    Raises InputError when no mirror delivers a file, with each mirror's reason, or when the folder cannot be written.
+    An interrupted transfer leaves a .part file, which the next call continues.
+
+    Args:
+        data_dir: The folder of the data sets.
+        mirrors: Addresses of folders that hold the files, in the order in which they are tried.
+        progress: If true, show a progress bar.
+
+    Raises:
+        InputError: No mirror delivers a file (the message gives each mirror's reason), or the folder cannot be written.
     """
     if isinstance(mirrors, str) or not mirrors or any(not mirror.startswith(("http://", "https://")) for mirror in mirrors):
         raise InputError(f"download_mnist: mirrors must be a list of http:// or https:// addresses; got {mirrors!r}")
@@ -51,7 +58,7 @@ def download_mnist(data_dir: str | os.PathLike[str], mirrors: Sequence[str] = MI
             if _already_there(data_dir, name, md5):
                 continue
             good = _download_file(folder, f"{name}.gz", md5, ordered, progress)
-            ordered.remove(good)  # asked first from now on: a dead mirror costs its timeout only once
+            ordered.remove(good)  # tried first from now on, so that a dead mirror costs its timeout only once
             ordered.insert(0, good)
     except OSError as error:
         raise InputError(f"download_mnist: data_dir must be writable; got {error}") from error
@@ -59,6 +66,7 @@ def download_mnist(data_dir: str | os.PathLike[str], mirrors: Sequence[str] = MI
 
 
 def _already_there(data_dir: str | os.PathLike[str], name: str, md5: str) -> bool:
+    """True if the file is there and intact."""
     try:
         read_idx(mnist_file(data_dir, name), md5)
     except InputError:
@@ -67,7 +75,7 @@ def _already_there(data_dir: str | os.PathLike[str], name: str, md5: str) -> boo
 
 
 def _download_file(folder: Path, name: str, md5: str, mirrors: Sequence[str], progress: bool) -> str:
-    """Put one file in place and return the mirror that had it."""
+    """Download one file, put it in place, and return the mirror that delivered it."""
     part = folder / f"{name}.part"
     reasons = []
     for mirror in mirrors:
@@ -84,7 +92,7 @@ def _download_file(folder: Path, name: str, md5: str, mirrors: Sequence[str], pr
 
 
 def _fetch(url: str, part: Path, md5: str, progress: bool) -> None:
-    """Leave the whole, checked file in `part`; raise _MirrorFailure when this address does not give it."""
+    """Leave the complete, checked file in `part`. Raises _MirrorFailure if this address does not deliver it."""
     failure = _MirrorFailure()
     for _ in range(TRIES):
         try:
@@ -98,13 +106,13 @@ def _fetch(url: str, part: Path, md5: str, progress: bool) -> None:
         except InputError as error:
             part.unlink()
             failure = _MirrorFailure(str(error))
-            if not resumed:  # else the older bytes may be at fault: mirrors compress differently
+            if not resumed:  # otherwise older bytes may be wrong: mirrors compress differently
                 break
     raise failure
 
 
 def _receive(url: str, part: Path, progress: bool) -> bool:
-    """Write the answer of `url` to `part`, after what is there; True when older bytes were kept."""
+    """Append the answer of `url` to `part`. Returns true if the bytes that were there have been kept."""
     offset = part.stat().st_size if part.exists() else 0
     response, offset = _open(url, offset)
     if response is None:
@@ -132,7 +140,7 @@ def _receive(url: str, part: Path, progress: bool) -> bool:
 
 
 def _open(url: str, offset: int) -> tuple[http.client.HTTPResponse | None, int]:
-    """The open answer and the offset of its first byte; (None, offset) when the server has no more than `offset` bytes."""
+    """The open answer and the offset of its first byte; (None, offset) if the server has no more than `offset` bytes."""
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
@@ -149,13 +157,13 @@ def _open(url: str, offset: int) -> tuple[http.client.HTTPResponse | None, int]:
 
 
 def _chunks(response: http.client.HTTPResponse, left: int | None) -> Iterator[bytes]:
-    """The `left` bytes of an answer, or all; only a failure of the network, not of the disk, becomes _Interrupted."""
+    """Yield the `left` bytes of an answer, or all of them. Only failures of the network, not of the disk, become _Interrupted."""
     end = time.monotonic() + MOST_SECONDS
     while left is None or left > 0:
         if time.monotonic() > end:
             raise _Interrupted(f"no end after {MOST_SECONDS:.0f} seconds")
         try:
-            chunk = response.read1(CHUNK)  # read would lose what came before a timeout
+            chunk = response.read1(CHUNK)  # read would lose the bytes before a timeout
         except (OSError, http.client.HTTPException) as error:
             raise _Interrupted(_reason(error)) from error
         if not chunk:
@@ -166,15 +174,17 @@ def _chunks(response: http.client.HTTPResponse, left: int | None) -> Iterator[by
 
 
 def _reason(error: Exception) -> str:
+    """The cause of a network error as text."""
     cause = getattr(error, "reason", error)
     return f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
 
 
 def _bar(progress: bool, name: str, offset: int, total: int | None) -> AbstractContextManager[Any]:
+    """A progress bar, or a context manager that does nothing if there is no bar."""
     if not progress:
         return nullcontext()
     try:
         from tqdm import tqdm
-    except ImportError:  # the bar is a courtesy
+    except ImportError:  # the bar is optional
         return nullcontext()
     return tqdm(desc=name, initial=offset, total=total, unit="B", unit_scale=True)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Seeded choices about data: binarisation, dequantisation and labelled subsets."""
+"""Seeded random choices about data: binarisation, dequantisation and labelled subsets."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from dgmfast.errors import InputError
 def binarize(x: Tensor, seed: int) -> Tensor:
     """Draw Bernoulli(x): grey levels [N, ...] in [0, 1] -> float32 zeros and ones of the same shape.
 
-    A pure function of x's values and the seed, whatever x's strides, dtype and device; torch uses the low 32 bits of the seed.
-    Raises InputError when a value is outside [0, 1] or not a number.
+    The result is a pure function of x's values and the seed; the strides, dtype and device of x do not matter. torch uses the low
+    32 bits of the seed.
+
+    Raises:
+        InputError: A value is outside [0, 1] or NaN.
     """
     x = x.detach()
-    wrong = ~((x >= 0) & (x <= 1))  # True for NaN too
+    wrong = ~((x >= 0) & (x <= 1))  # also true for NaN
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise InputError(f"binarize: x must lie in [0, 1]; got {x[first].item()} in row {first[0] if first else 0}")
-    # torch.bernoulli would hand out its draws in the order of x's strides.
+    # torch.bernoulli would draw in the order of x's strides.
     uniform = torch.rand(x.shape, generator=_generator("binarize", seed), dtype=torch.float32)  # in [0, 1): 1 always draws 1
     return uniform.to(x.device).lt_(x)
 
 
 def sample_inputs(dataset: Dataset, x: Tensor, seed: int) -> Tensor:
-    """The x that a model sees in one epoch: rows [N, D] of the data set -> float32 [N, D].
+    """The input x of a model in one epoch: rows [N, D] of the data set -> float32 [N, D].
 
-    "grey": `binarize`; "levels": (x + u) / scale with u uniform in [0, 1), so that a density on it bounds a probability of
-    levels (Uria et al. 2013); "binary" and "real": x itself. A pure function of x's values and the seed, as `binarize`.
-    Raises InputError when x is not of the data set's kind or width.
+    "grey" rows are binarised by `binarize`. "levels" become (x + u) / scale with u uniform in [0, 1), so that a density of the
+    result bounds a probability of levels (Uria et al. 2013). "binary" and "real" rows are returned unchanged. Like `binarize`,
+    this is a pure function of x's values and the seed.
+
+    Raises:
+        InputError: x does not have the data set's kind or width.
     """
     if dataset.kind == "grey":
         return binarize(x, seed)
@@ -43,15 +49,17 @@ def sample_inputs(dataset: Dataset, x: Tensor, seed: int) -> Tensor:
     if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 255) & (x == x.round())).all():
         raise InputError(f"sample_inputs: x must hold the levels 0 to 255 of {dataset.name}; got other values in {x.dtype}")
     uniform = torch.rand(x.shape, generator=_generator("sample_inputs", seed), dtype=torch.float32)
-    noisy = uniform.to(x.device).add_(x)  # [N, D]; in place: SVHN with its extra set is 7 GB in float32
+    noisy = uniform.to(x.device).add_(x)  # [N, D]; in place, because SVHN with its extra set has 7 GB in float32
     return noisy if dataset.scale is None else noisy.div_(dataset.scale.to(x.device))
 
 
 def labelled_rows(dataset: Dataset, n: int, seed: int) -> Tensor:
-    """The n training rows that a semi-supervised experiment may know the labels of: int64 indices [n], ascending.
+    """The n training rows whose labels a semi-supervised experiment may use: int64 indices [n], ascending.
 
-    They are `dataset.labelled` where it has n entries, whatever the seed, else `balanced_subset`. Raises InputError as that does,
-    and when the data set has no labels.
+    They are `dataset.labelled` if it has n entries, for any seed; otherwise they come from `balanced_subset`.
+
+    Raises:
+        InputError: The data set has no labels, or as in `balanced_subset`.
     """
     if dataset.train.y is None or dataset.classes is None:
         raise InputError(f"labelled_rows: expected rows with labels; {dataset.name} has none")
@@ -61,11 +69,13 @@ def labelled_rows(dataset: Dataset, n: int, seed: int) -> Tensor:
 
 
 def balanced_subset(y: Tensor, n: int, seed: int, classes: int) -> Tensor:
-    """Choose n labelled rows, n / classes of each class: labels [N] -> int64 indices [n], ascending.
+    """Choose n labelled rows, n / classes from each class: labels [N] -> int64 indices [n], ascending.
 
-    With the same y and seed a smaller n chooses a subset of a larger one.
-    Raises InputError when n is not a positive multiple of classes or exceeds N, a label is not in 0..classes-1, or a class has
-    too few rows.
+    With the same y and seed, a smaller n gives a subset of the rows of a larger n.
+
+    Raises:
+        InputError: n is not a positive multiple of classes or exceeds N, a label is not in 0..classes-1, or a class has too few
+            rows.
     """
     if y.ndim != 1 or y.is_floating_point() or y.is_complex():
         raise InputError(f"balanced_subset: y must be integer labels [N]; got {y.dtype} {list(y.shape)}")

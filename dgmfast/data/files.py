@@ -1,4 +1,4 @@
-"""Finding and opening data files; every failure is one InputError that names the file."""
+"""Finding and opening data files. Every failure is an InputError that names the file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from torch import Tensor
 from dgmfast.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
-MOST_INFLATED = 1 << 32  # bytes of an unzipped file: the largest data set read here has 0.9 GB
+MOST_INFLATED = 1 << 32  # limit for the bytes of a decompressed file; the largest data set has 0.9 GB
 
 
 def default_dir() -> Path | None:
-    """The folder that DGMFAST_DATA_DIR names, or None."""
+    """The folder in the environment variable DGMFAST_DATA_DIR, or None if it is not set."""
     value = os.environ.get("DGMFAST_DATA_DIR")
     return Path(value) if value else None
 
 
 def locate(dataset: str, data_dir: str | os.PathLike[str] | None, folder: str, *names: str, hint: str = "") -> Path:
-    """The first of `names` that lies in `data_dir/folder` or in `data_dir`. Raises InputError when none does."""
+    """The path of the first of `names` that exists in `data_dir/folder` or in `data_dir`.
+
+    Raises:
+        InputError: There is no data folder, or none of the files is in it.
+    """
     root = default_dir() if data_dir is None else Path(data_dir)
     if root is None:
         raise InputError(f"load({dataset!r}): no data folder given; pass data_dir (--data-dir) or set DGMFAST_DATA_DIR{hint}")
@@ -39,7 +43,11 @@ def locate(dataset: str, data_dir: str | os.PathLike[str] | None, folder: str, *
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises InputError when it is missing or unreadable."""
+    """The bytes of a file.
+
+    Raises:
+        InputError: The file is missing or unreadable.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -47,9 +55,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_unzipped(path: Path, most: int = MOST_INFLATED) -> bytes:
-    """The bytes of a file, decompressed where it is gzip.
+    """The bytes of a file, decompressed if it is gzip.
 
-    Raises InputError when it is missing, unreadable or damaged gzip, or inflates to more than `most` bytes.
+    Raises:
+        InputError: The file is missing, unreadable or damaged gzip, or has more than `most` bytes when decompressed.
     """
     raw = read_bytes(path)
     if not raw.startswith(GZIP_MAGIC):
@@ -65,7 +74,11 @@ def read_unzipped(path: Path, most: int = MOST_INFLATED) -> bytes:
 
 
 def read_mat(dataset: str, path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """The arrays `keys` of a MATLAB file. Raises InputError when scipy is missing, or the file is damaged or lacks a key."""
+    """The arrays `keys` of a MATLAB file.
+
+    Raises:
+        InputError: scipy is missing, the file is damaged, or a key is not in it.
+    """
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -84,9 +97,13 @@ def read_mat(dataset: str, path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: Path, *keys: str) -> list[np.ndarray]:
-    """The arrays `keys` of an .npz file. Raises InputError when the file is damaged or lacks a key."""
+    """The arrays `keys` of an .npz file.
+
+    Raises:
+        InputError: The file is damaged, or a key is not in it.
+    """
     try:
-        # numpy leaves a path that it opened itself open when the archive is damaged
+        # Given a path, numpy would not close the file of a damaged archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys if key in archive}
     except Exception as error:  # a damaged archive makes numpy and zipfile raise almost anything

@@ -1,4 +1,8 @@
-"""The idx format of MNIST: 00 00, a type code, the number of dimensions, big-endian sizes, the elements in row-major order."""
+"""The idx format of MNIST.
+
+A file consists of two zero bytes, a type code, the number of dimensions, the big-endian sizes, and the elements in row-major
+order.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,16 @@ from dgmfast.data.files import read_unzipped
 from dgmfast.errors import InputError
 
 UNSIGNED_BYTE = 0x08
-MAX_DIMENSIONS = 32  # of a numpy array before numpy 2
-MOST_BYTES = 1 << 28  # of an idx file, unzipped: the largest of MNIST has 47 MB
+MAX_DIMENSIONS = 32  # the limit of numpy before version 2
+MOST_BYTES = 1 << 28  # limit for a decompressed idx file; the largest of MNIST has 47 MB
 
 
 def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray:
-    """Read an idx file of unsigned bytes, plain or gzipped, into a read-only uint8 array of the shape in its header.
+    """Read an idx file of unsigned bytes, plain or gzipped, into a read-only uint8 array with the shape in its header.
 
-    Raises InputError when the file is missing, cut, too long, not idx, or when its uncompressed bytes do not have the given md5.
+    Raises:
+        InputError: The file is missing, too short, too long, or not idx, or its uncompressed bytes do not have the given md5.
+
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
     """
     path = Path(path)
@@ -39,6 +45,7 @@ def read_idx(path: str | os.PathLike[str], md5: str | None = None) -> np.ndarray
 
 
 def _shape(path: Path, raw: bytes) -> tuple[int, ...]:
+    """The shape in the header of an idx file."""
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != UNSIGNED_BYTE or not 1 <= raw[3] <= MAX_DIMENSIONS:
         got = raw[:4].hex(" ") or "an empty file"
         raise InputError(

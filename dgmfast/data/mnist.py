@@ -15,7 +15,7 @@ from dgmfast.data.idx import read_idx
 from dgmfast.errors import InputError
 
 FOLDER = "mnist"
-MD5 = {  # of the uncompressed bytes: copies differ in their compression
+MD5 = {  # md5 of the uncompressed bytes, because copies differ in their compression
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
@@ -29,12 +29,18 @@ KEPT = 444
 
 
 def mnist_file(data_dir: str | os.PathLike[str] | None, name: str) -> Path:
-    """Where the idx file `name` lies; the .gz comes first, because that is what download_mnist writes."""
+    """The path of the idx file `name`. The .gz comes first, because download_mnist writes it."""
     return locate("mnist", data_dir, FOLDER, f"{name}.gz", name, hint="; dgmfast.data.download_mnist(dir) fetches it")
 
 
 def load_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """MNIST: 60000 training and 10000 test rows of 784 grey levels, bit-exact by md5."""
+    """MNIST: 60000 training and 10000 test rows of 784 grey levels, with 10 classes. The md5 of each file is checked.
+
+    Reads the four idx files, plain or gzipped, which `download_mnist` downloads.
+
+    Raises:
+        InputError: A file is missing, damaged, or not the published one.
+    """
     arrays = [read_idx(mnist_file(data_dir, name), md5) for name, md5 in MD5.items()]
     train, test = (Split(grey_rows(x), label_rows(y)) for x, y in (arrays[:2], arrays[2:]))
     return Dataset("mnist", train, None, test, image_shape=(1, 28, 28), kind="grey", classes=10, note="")
@@ -43,10 +49,11 @@ def load_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
 def load_mnist_444(data_dir: str | os.PathLike[str] | None) -> Dataset:
     """MNIST without the pixels whose grey levels have a standard deviation below 0.1 on the training images: 444 columns.
 
-    `full_images(dataset.pixels, dataset.full_shape, x)` draws its rows. Source: Maaløe et al. (2016), section 3.
+    Reads the files of `load_mnist`. `full_images(dataset.pixels, dataset.full_shape, x)` puts rows back into images. Source:
+    Maaløe et al. (2016), section 3.
     """
     mnist = load_mnist(data_dir)
-    pixels = (mnist.train.x.std(0) >= MIN_STD).nonzero().flatten()  # [444]; none is within 5e-4 of the bound
+    pixels = (mnist.train.x.std(0) >= MIN_STD).nonzero().flatten()  # [444]; no pixel is within 5e-4 of MIN_STD
     if len(pixels) != KEPT:
         raise InputError(f"load('mnist-444'): expected {KEPT} pixels with a standard deviation of {MIN_STD}; got {len(pixels)}")
     train, test = (Split(part.x[:, pixels].contiguous(), part.y) for part in (mnist.train, mnist.test))
@@ -57,10 +64,10 @@ def load_mnist_444(data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def load_mnist_static(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """MNIST binarised once and for all: 50000, 10000 and 10000 rows of 784 zeros and ones, without labels.
+    """MNIST with one fixed binarisation: 50000 training, 10000 validation and 10000 test rows of zeros and ones.
 
-    Reads the packed .npz or Larochelle's text files binarized_mnist_{train,valid,test}.amat.
-    Source: Salakhutdinov and Murray (2008), distributed by Larochelle.
+    A row has 784 pixels and no label. Reads binarized_mnist_packed.npz, or Larochelle's text files
+    binarized_mnist_{train,valid,test}.amat. Source: Salakhutdinov and Murray (2008), distributed by Larochelle.
     """
     first = locate("mnist-static", data_dir, "binarized_mnist", STATIC_PACKED, "binarized_mnist_train.amat")
     if first.name == STATIC_PACKED:

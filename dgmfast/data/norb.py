@@ -1,4 +1,7 @@
-"""Small NORB, toys in stereo, from its binary matrices: magic, number of dimensions, sizes, elements, all little-endian."""
+"""Small NORB, stereo images of toys, read from its binary matrices.
+
+A matrix consists of a magic number, the number of dimensions, the sizes and the elements, all little-endian.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,28 @@ from dgmfast.errors import InputError
 
 FOLDER = "norb"
 FILES = "smallnorb-5x46789x9x18x6x2x96x96-training-{}.mat", "smallnorb-5x01235x9x18x6x2x96x96-testing-{}.mat"
-TYPES = {  # by magic; the packed matrices, 0x1E3D4C52, are not documented
+TYPES = {  # dtypes by magic number; packed matrices, 0x1E3D4C52, are not documented
     0x1E3D4C51: "<f4",
     0x1E3D4C53: "<f8",
     0x1E3D4C54: "<i4",
     0x1E3D4C55: "|u1",
     0x1E3D4C56: "<i2",
 }
-MIN_SIZES = 3  # a header holds at least so many sizes, of which the number of dimensions says how many count
+MIN_SIZES = 3  # a header holds at least three sizes, even for fewer dimensions
 MAX_DIMENSIONS = 8
 CLASSES = 5
 ORIGINAL_SIDE, SIDE = 96, 32
 BLOCK = ORIGINAL_SIDE // SIDE
 LEVELS = 256.0
-CHUNK = 1024  # pairs at a time: their sums need four bytes a pixel
+CHUNK = 1024  # number of pairs in memory at a time, because their sums need four bytes per pixel
 
 
 def load_norb(data_dir: str | os.PathLike[str] | None) -> Dataset:
     """Small NORB as pairs of 32 x 32 levels: 24300 training and 24300 test rows of 2048, the first camera before the second.
 
-    With uniform noise, then divided by 256, as in Maaløe et al. (2016), after Miyato et al. (2015).
-    Classes: 0 animal, 1 human, 2 plane, 3 truck, 4 car. Source: LeCun, Huang and Bottou (2004).
+    Reads the images (dat) and the labels (cat) from the files smallnorb-5x…-{training,testing}-{dat,cat}.mat, plain or gzipped.
+    Models see the levels with uniform noise, divided by 256, as in Maaløe et al. (2016), after Miyato et al. (2015). Classes: 0
+    animal, 1 human, 2 plane, 3 truck, 4 car. Source: LeCun, Huang and Bottou (2004).
     """
     train, test = (
         Split(torch.from_numpy(images.reshape(len(images), -1)), labels) for images, labels in _read_splits("norb", data_dir)
@@ -52,7 +56,7 @@ def load_norb(data_dir: str | os.PathLike[str] | None) -> Dataset:
 def load_norb_single(data_dir: str | os.PathLike[str] | None) -> Dataset:
     """Small NORB through its first camera, in [0, 1]: 24300 training and 24300 test rows of 1024, for a Gaussian p(x|z).
 
-    The LVAE of the thesis takes 32 x 32 images in [0, 1] without noise (Sønderby et al. 2016).
+    The LVAE of the thesis is trained on 32 x 32 images in [0, 1] without noise (Sønderby et al. 2016).
     """
     train, test = (Split(grey_rows(images[:, 0]), labels) for images, labels in _read_splits("norb-single", data_dir))
     note = "means of 3 x 3 pixels, not the resized copy that the thesis used: likelihoods are near, not equal, to published ones"
@@ -60,7 +64,7 @@ def load_norb_single(data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def _read_splits(name: str, data_dir: str | os.PathLike[str] | None) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The images, uint8 [N, 2, 32, 32], and the labels, int64 [N], of each split in turn."""
+    """Yield the images, uint8 [N, 2, 32, 32], and the labels, int64 [N], of the training and of the test split."""
     places = [[_locate(name, data_dir, file.format(content)) for content in ("dat", "cat")] for file in FILES]
     for images_path, labels_path in places:
         labels = read_matrix(labels_path)
@@ -84,9 +88,11 @@ def _locate(name: str, data_dir: str | os.PathLike[str] | None, file: str) -> Pa
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """Read a binary matrix, plain or gzipped, into a read-only array of the type and the sizes in its header.
+    """Read a binary matrix, plain or gzipped, into a read-only array with the type and sizes in its header.
 
-    Raises InputError when the file is missing, cut, too long, or no such matrix.
+    Raises:
+        InputError: The file is missing, too short, too long, or not such a matrix.
+
     Source: "The small NORB dataset, v1.0", file formats.
     """
     raw = read_unzipped(path)
@@ -111,7 +117,7 @@ def read_matrix(path: Path) -> np.ndarray:
 
 
 def _shrink(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, 2, 96, 96] -> uint8 [N, 2, 32, 32]: the mean of each 3 x 3 block, to the nearest level."""
+    """uint8 [N, 2, 96, 96] -> uint8 [N, 2, 32, 32]: the mean of each 3 x 3 block, rounded to the nearest level."""
     small = np.empty((len(images), 2, SIDE, SIDE), np.uint8)
     for start in range(0, len(images), CHUNK):
         blocks = images[start : start + CHUNK].reshape(-1, 2, SIDE, BLOCK, SIDE, BLOCK)

@@ -22,9 +22,10 @@ ALPHABETS = 50
 
 
 def load_omniglot(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """OMNIGLOT area-averaged to 28 x 28 (ink high); y is the alphabet; drawers 0-14 train, 15-19 test.
+    """OMNIGLOT, area-averaged to 28 x 28, where ink has high values. y is the alphabet. Drawers 0-14 train, and 15-19 test.
 
-    Rows run over characters, then drawers. Source: Lake, Salakhutdinov and Tenenbaum (2015).
+    Reads omniglot_28x28_area.npz. Rows are ordered by character, then by drawer. Source: Lake, Salakhutdinov and Tenenbaum
+    (2015).
     """
     path = locate("omniglot", data_dir, FOLDER, AREA)
     images, alphabet = read_npz(path, "images", "alphabet")
@@ -59,10 +60,10 @@ def load_omniglot(data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def load_omniglot_burda(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """OMNIGLOT as in the IWAE paper, from chardata.mat; y is the alphabet.
+    """OMNIGLOT as in the IWAE paper, from chardata.mat. y is the alphabet.
 
-    Each column of the file is an image in column-major (Fortran) order; the rows returned here are row-major like MNIST's,
-    so that x.view(-1, 28, 28) stands upright. Source: Burda, Grosse and Salakhutdinov (2016), github.com/yburda/iwae.
+    Each column of the file is an image in column-major (Fortran) order. The rows returned here are row-major like those of MNIST,
+    so that x.view(-1, 28, 28) is upright. Source: Burda, Grosse and Salakhutdinov (2016), github.com/yburda/iwae.
     """
     path = locate("omniglot-burda", data_dir, FOLDER, CHARDATA)
     mat = read_mat("omniglot-burda", path, "data", "target", "testdata", "testtarget")
@@ -75,10 +76,10 @@ def load_omniglot_burda(data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def _upright(path: Path, key: str, columns: np.ndarray) -> Tensor:
-    """[784, N] column-major images -> float32 [N, 784] row-major."""
+    """Column-major images [784, N] -> row-major float32 [N, 784]."""
     if columns.ndim != 2 or columns.shape[0] != SIDE * SIDE or not np.issubdtype(columns.dtype, np.number):
         raise InputError(f"{path}: expected {key} as numbers [{SIDE * SIDE}, N]; got {columns.dtype} {list(columns.shape)}")
-    inside = (columns >= 0) & (columns <= 1)  # False for NaN too
+    inside = (columns >= 0) & (columns <= 1)  # also false for NaN
     if not inside.all():
         column = int(np.argmin(inside.all(axis=0)))
         raise InputError(f"{path}: expected {key} in [0, 1]; got a value outside in column {column}")
@@ -87,7 +88,7 @@ def _upright(path: Path, key: str, columns: np.ndarray) -> Tensor:
 
 
 def _from_one_hot(path: Path, key: str, one_hot: np.ndarray, columns: int) -> Tensor:
-    """[50, N] one-hot columns -> int64 [N]."""
+    """One-hot columns [50, N] -> int64 [N]."""
     if one_hot.shape != (ALPHABETS, columns):
         raise InputError(f"{path}: expected {key} as [{ALPHABETS}, {columns}], one column per image; got {list(one_hot.shape)}")
     hot = one_hot == 1

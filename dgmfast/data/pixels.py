@@ -11,10 +11,15 @@ from dgmfast.errors import InputError
 
 
 def full_images(dataset_pixels: Tensor | None, full_shape: tuple[int, int, int], x: Tensor) -> Tensor:
-    """Put rows back into full images: x [..., D] -> [..., C, H, W], with zeros where a pixel was left out.
+    """Put rows back into full images, with zeros for missing pixels: x [..., D] -> [..., C, H, W].
 
-    dataset_pixels: [D] int64, as Dataset.pixels; None: x holds every pixel. full_shape: (C, H, W).
-    Raises InputError when x does not have D columns or a pixel lies outside the image.
+    Args:
+        dataset_pixels: [D] int64, as in Dataset.pixels, or None if x holds every pixel.
+        full_shape: (C, H, W).
+        x: [..., D].
+
+    Raises:
+        InputError: x does not have D columns, or a pixel lies outside the image.
     """
     size = math.prod(full_shape)
     width = size if dataset_pixels is None else len(dataset_pixels)

@@ -30,15 +30,20 @@ READERS = {
 
 
 def names() -> list[str]:
-    """The names that `load` knows."""
+    """The names of the data sets that `load` can read."""
     return list(READERS)
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Read a data set by name from `data_dir`, or from the folder that DGMFAST_DATA_DIR names.
+    """Read a data set by name.
 
-    "digits", "moons" and "potential" need no folder.
-    Raises InputError for an unknown name, a missing folder or file, and a file that is not what it should be.
+    Args:
+        name: One of `names()`.
+        data_dir: The folder of the data sets; by default that of DGMFAST_DATA_DIR. "digits", "moons" and "potential" need no
+            folder.
+
+    Raises:
+        InputError: The name is unknown, a folder or a file is missing, or a file has the wrong content.
     """
     if name not in READERS:
         raise InputError(f"load: name must be one of {', '.join(READERS)}; got {name!r}")

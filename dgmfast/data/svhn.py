@@ -1,4 +1,4 @@
-"""Street view house numbers, 32 x 32 in colour, from the cropped-digit MATLAB files."""
+"""Street view house numbers, 32 x 32 in colour, from the MATLAB files of cropped digits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TRAIN, TEST, EXTRA = "train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"
 CHANNELS, SIDE = 3, 32
 WIDTH = CHANNELS * SIDE * SIDE
 CLASSES = 10
-CHUNK = 4096  # images at a time, so that a sum over all needs no copy of all
+CHUNK = 4096  # number of images that are summed at a time, so that no copy of all images is needed
 
 
 def load_svhn(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """SVHN: 73257 training images, or 604388 where extra_32x32.mat lies beside train_32x32.mat, and 26032 test images.
+    """SVHN: 73257 training images, or 604388 if extra_32x32.mat is in the folder of train_32x32.mat, and 26032 test images.
 
-    The thesis trains with the extra set: 16.61 % test error with 1000 labels, against 29.82 % without (`load_svhn_train`).
-    Source: Netzer et al. (2011).
+    Reads these files and test_32x32.mat. The thesis trains with the extra set: 16.61 % test error with 1000 labels, against 29.82
+    % without it (`load_svhn_train`). Source: Netzer et al. (2011).
     """
     train, test = _locate("svhn", data_dir)
     extra = train.with_name(EXTRA)
@@ -44,7 +44,7 @@ def _locate(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Path, P
 
 def _load(name: str, train: list[Path], test: Path) -> Dataset:
     images, labels = zip(*(_read(name, path) for path in train), strict=True)
-    x = torch.cat(images) if len(images) > 1 else images[0]  # one is not copied
+    x = torch.cat(images) if len(images) > 1 else images[0]  # a single file is not copied
     with_extra = "with the extra set" if len(images) > 1 else "without the extra set"
     note = f"trained {with_extra}; levels with uniform noise, divided by each channel's standard deviation on the training images"
     return Dataset(
@@ -61,7 +61,7 @@ def _load(name: str, train: list[Path], test: Path) -> Dataset:
 
 
 def _read(name: str, path: Path) -> tuple[Tensor, Tensor]:
-    """The images of a file, uint8 [N, 3072] laid out channel, row, column, and their digits, int64 [N]."""
+    """The images of a file, uint8 [N, 3072] in the order channel, row, column, and their digits, int64 [N]."""
     mat = read_mat(name, path, "X", "y")
     images, labels = mat["X"], mat["y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (SIDE, SIDE, CHANNELS) or not images.size:
@@ -79,7 +79,7 @@ def _read(name: str, path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _channel_std(levels: Tensor) -> Tensor:
-    """uint8 rows [N, 3072] -> the standard deviation of each channel, float32 [3], from exact sums."""
+    """The standard deviation of each channel of uint8 rows [N, 3072], float32 [3], from exact integer sums."""
     total = torch.zeros(CHANNELS, dtype=torch.int64)
     squares = torch.zeros(CHANNELS, dtype=torch.int64)
     for rows in levels.split(CHUNK):

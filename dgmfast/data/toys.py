@@ -1,4 +1,4 @@
-"""Two-dimensional toys: the half moons, and rows for fitting a density that has no data."""
+"""Two-dimensional toy data: the half moons, and placeholder rows for fitting a density that has no data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from dgmfast.errors import InputError
 MOONS_ROWS = 10_000
 MOONS_NOISE = 0.1
 MOONS_SEEDS = 0, 1
-# The left, the middle and the right of each half circle
+# The left end, the middle and the right end of each half circle.
 MOONS_LABELLED = ((-0.9, 0.1), (0.0, 1.0), (1.1, 0.1)), ((0.0, 0.4), (1.1, -0.5), (1.9, 0.4))
 POTENTIAL_ROWS = 10_000, 1_000
 
 
 def load_moons() -> Dataset:
-    """Two half moons in the plane: 10000 training and 10000 test rows, 2 classes, always the same; needs scikit-learn, no files.
+    """Two half moons in the plane: 10000 training and 10000 test rows, 2 classes, always the same points.
 
-    Source: `sklearn.datasets.make_moons(noise=0.1)`; Maaløe et al. (2016), section 4.2, with 3 labels per class: the rows nearest
-    to six points, the left, the middle and the right of each half circle, where the authors' public code places its labels.
+    It needs scikit-learn and no files. Three rows per class are labelled: those nearest to the left end, the middle and the right
+    end of each half circle, where the authors' public code places its labels. Source: `sklearn.datasets.make_moons(noise=0.1)`;
+    Maaløe et al. (2016), section 4.2.
+
+    Raises:
+        InputError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import make_moons
@@ -39,17 +43,17 @@ def load_moons() -> Dataset:
 
 
 def _nearest(split: Split, label: int, points: Tensor) -> Tensor:
-    """The row of class `label` nearest to each of the points [n, 2]: [n]."""
+    """The row of class `label` that is nearest to each of the points [n, 2]: [n]."""
     assert split.y is not None
     return torch.cdist(points, split.x).masked_fill(split.y != torch.tensor(label), torch.inf).argmin(1)
 
 
 def load_potential() -> Dataset:
-    """Rows that carry nothing, for fitting q(z) to an unnormalised density exp(−U(z)): one column of zeros, without labels.
+    """Placeholder rows for fitting q(z) to an unnormalised density exp(−U(z)): one column of zeros, without labels.
 
-    Such a fit has no data: the potential stands in the place of log p(x|z) + log p(z), and x is a constant. The rows only count:
-    each of the 10000 training rows is one draw from q in an epoch, and the 1000 test rows are the draws that estimate the bound
-    on log Z. Needs no files.
+    Such a fit has no data. The potential takes the place of log p(x|z) + log p(z), and x is constant. Only the number of rows
+    matters: each of the 10000 training rows is one sample of q in an epoch, and the 1000 test rows are the samples that estimate
+    the bound on log Z. It needs no files.
     """
     train, test = (Split(torch.zeros(rows, 1), None) for rows in POTENTIAL_ROWS)
     note = "no data: each row is one draw from q against an unnormalised density, and bounds are bounds on log Z"

@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling with error bars, class probabilities, and the KL divergence of each latent unit."""
+"""log p(x) by importance sampling with standard errors, class probabilities, and the KL divergence of each latent unit."""
 
 from dgmfast.evaluate.blocks import ImportanceSampling
 from dgmfast.evaluate.classes import class_probabilities, classification_error

@@ -1,4 +1,4 @@
-"""Blocks of rows whose samples go through the decoder together, and the thread pool that works on them."""
+"""Blocks of rows whose samples go through the decoder together, and the thread pool that computes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from dgmfast.ops import ImportanceState
 R = TypeVar("R")
 T = TypeVar("T")
 
-STEP = 250  # samples between two looks at the standard errors: fewer would not support the delta method
+STEP = 250  # samples between two checks of the standard errors; fewer would be too few for the delta method
 
 
 @dataclass(frozen=True)
 class ImportanceSampling:
-    """What is drawn: k samples per row, noise of `seed`, and the K at which a row's state is kept, the last of them k.
+    """The settings of an evaluation.
 
-    tolerance: nats; a row stops after a multiple of STEP samples, once its standard error is below it.
+    Args:
+        k: Number of samples per row.
+        seed: Seed of the noise.
+        points: The values of K at which a row's state is kept; the last one is k.
+        tolerance: In nats. A row stops after a multiple of STEP samples, once its standard error is below it.
+        chunk: Number of rows × samples between two checks of the weights; None chooses it from the free memory.
     """
 
     k: int
@@ -39,23 +44,23 @@ class ImportanceSampling:
 
 
 class BlockSampler:
-    """How many rows and samples go through the decoder together, and their weights."""
+    """Draws the samples of blocks and computes their log weights. It also chooses the shape of a block."""
 
     def __init__(self, model: GenerativeModel, sampling: ImportanceSampling, device: torch.device) -> None:
         self.model, self.sampling = model, sampling
         k = sampling.k if sampling.tolerance is None else min(sampling.k, STEP)
         self.rows, self.samples = block_shape(model, k, device)
         chunk = sampling.chunk or chunk_from_memory(model, device)
-        self.steps = max(1, chunk // (self.rows * self.samples))  # between two checks
+        self.steps = max(1, chunk // (self.rows * self.samples))  # groups of samples between two checks of the weights
         self.halved = ChunkUntilItFits("samples drawn at once")
         self.stopped = False
 
     def tasks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, int]]:
-        """Every block with the first of each of its groups of samples."""
+        """Yield every block together with the first sample of each of its groups."""
         return ((block, sample) for block in blocks for sample in range(0, self.sampling.k, self.samples))
 
     def run(self, block: Block) -> tuple[int, tuple[Tensor, Tensor]]:
-        """All weights of a block: how many samples that leaves done, and its results."""
+        """Compute all weights of a block. Returns the number of finished samples and the block's results."""
         samples = 0
         for task in self.tasks(iter([block])):
             drawn = None if self.stopped else self.log_weights(task)
@@ -65,7 +70,7 @@ class BlockSampler:
         return samples, block.results()
 
     def log_weights(self, task: tuple[Block, int]) -> tuple[Tensor, Terms] | None:
-        """log w [rows, samples] from a sample on, and the last terms that they came from; None for a block that is done."""
+        """log w [rows, samples] of a group of samples, and the last terms that they came from; None if the block is done."""
         block, sample = task
         if block.done:
             return None
@@ -80,7 +85,10 @@ class BlockSampler:
 
 
 class Block:
-    """Rows whose samples go through the decoder together, and what is kept of their weights; the first `count` are no padding."""
+    """Rows whose samples go through the decoder together, and the statistics of their weights.
+
+    The first `count` rows are real; the others are padding.
+    """
 
     def __init__(self, draws: BlockSampler, encoding: Encoding, x: Tensor, y: Label, row: int, count: int) -> None:
         self.draws, self.encoding, self.x, self.y, self.row, self.count = draws, encoding, x, y, row, count
@@ -89,10 +97,10 @@ class Block:
         self.live = torch.arange(len(x), device=x.device) < count
 
     def add(self, sample: int, log_w: Tensor, terms: Terms) -> int:
-        """Take up the weights from `sample` on; how many samples of a row that leaves done."""
+        """Add the weights of a group that starts at `sample`; return the number of samples that this finishes, over all rows."""
         sampling = self.draws.sampling
         k, tolerance = sampling.k, sampling.tolerance
-        # the last group may draw more than k: the surplus is dropped
+        # The last group may reach beyond k samples; the surplus is dropped.
         log_w = log_w[:, : k - sample]
         width, begin = log_w.shape[1], 0
         cuts = {point - sample for point in sampling.points if sample < point <= sample + width}
@@ -117,12 +125,15 @@ class Block:
 
 
 class OrderedThreadPool:
-    """Work on many things, whose results come in order. On a CPU of several threads each works alone on a thing of its own: no
-    product waits for another thread, and no result depends on their number."""
+    """Runs tasks on a thread pool and yields their results in order.
+
+    On a CPU with several threads, each worker computes a task alone, with one thread: no product waits for another thread, and no
+    result depends on the number of threads.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
-        # what is set for a thread alone does not reach others
+        # Autocast and inference mode are set per thread and would not reach the workers.
         self.alone = self.threads == 1 or torch.is_autocast_enabled(device.type) or torch.is_inference_mode_enabled()
         self.pool = None if self.alone else ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -132,10 +143,10 @@ class OrderedThreadPool:
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.threads)  # the workers' setting is that of threads to come
+            torch.set_num_threads(self.threads)  # the workers changed the setting for new threads
 
     def results(self, work: Callable[[T], R], things: Iterator[T]) -> Iterator[tuple[T, R]]:
-        """Each of the things with work(thing), a few of which are worked on ahead."""
+        """Yield each task together with work(task), in order; a few tasks are computed ahead."""
         if self.pool is None:
             yield from ((thing, work(thing)) for thing in things)
             return
@@ -151,7 +162,7 @@ class OrderedThreadPool:
 
 
 def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> ImportanceState:
-    """The state with log_w added, in the rows that are live; None: in all."""
+    """The state with log_w added in the rows that are live (None: in all rows)."""
     if live is None:
         return state.update(log_w)
     before = state.values
@@ -159,7 +170,7 @@ def _update(state: ImportanceState, log_w: Tensor, live: Tensor | None) -> Impor
 
 
 def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
-    """Raise InputError where a row's weights are not finite, naming the row and the guilty terms."""
+    """Raise InputError if the weights of a row are not finite; the message names the row and the terms."""
     bad = state.values[:, :3].isfinite().logical_not().any(1)
     if not bad.any():
         return
@@ -177,8 +188,10 @@ def _check_finite(state: ImportanceState, terms: Terms, row: int) -> None:
 
 
 def pad(t: Tensor, rows: int) -> Tensor:
+    """t with zero rows appended, up to `rows` rows."""
     return t if len(t) == rows else torch.cat([t, t.new_zeros(rows - len(t), *t.shape[1:])])
 
 
 def pad_labels(y: Label, part: slice, rows: int) -> Label:
+    """The part of y, padded to `rows` labels; y itself if it holds no labels."""
     return pad(y[part], rows) if isinstance(y, Tensor) else y

@@ -14,10 +14,17 @@ from dgmfast.models import LabelModel
 
 @torch.no_grad()
 def class_probabilities(model: LabelModel, x: Tensor, k: int = 10, seed: int = 0, by: str | None = None) -> Tensor:
-    """`model.classify` of the rows x [N, D], in evaluation mode and in blocks: [N, Y].
+    """Class probabilities of the rows x [N, D] from `model.classify`, in evaluation mode and in blocks: [N, Y].
+
+    Args:
+        model: A model with labels.
+        x: [N, D].
+        k: Number of samples of the latents per row.
+        seed: Seed of the noise.
+        by: The classifier, as in `model.classify`; None for the model's default.
 
     Raises:
-        InputError: a model without labels, and what `classify` raises.
+        InputError: The model has no labels, or `classify` raises it.
     """
     if not isinstance(model, LabelModel):
         raise InputError(f"class_probabilities: model must have labels; got {type(model).__name__}")
@@ -27,10 +34,12 @@ def class_probabilities(model: LabelModel, x: Tensor, k: int = 10, seed: int = 0
 
 
 def classification_error(model: LabelModel, x: Tensor, y: Tensor, k: int = 10, seed: int = 0, by: str | None = None) -> float:
-    """The share of the rows x [N, D] whose most probable class is not y [N], in percent; NaN of no rows.
+    """The percentage of the rows x [N, D] whose most probable class is not y [N]. NaN if there are no rows.
+
+    The other arguments are those of `class_probabilities`.
 
     Raises:
-        InputError: as `class_probabilities`, and a y that is not [N] int64 on the device of x or no class of the model.
+        InputError: As in `class_probabilities`; or y is not [N] int64 on the device of x, or not a class of the model.
     """
     if not isinstance(y, Tensor):
         raise InputError(f"classification_error: y must be the labels of the rows; got {type(y).__name__}")

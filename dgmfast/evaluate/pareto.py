@@ -1,4 +1,4 @@
-"""Pareto k̂ of importance weights: how heavy their tail is, from the largest of them alone."""
+"""The Pareto k̂ of importance weights, a measure of how heavy their tail is, computed from the largest weights only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-LEAST_TAIL = 5  # weights: fewer allow no fit
-PRIOR_SHAPE, PRIOR_WEIGHT = 0.5, 10.0  # of k̂, as if so many weights had shown a shape of ½
+LEAST_TAIL = 5  # with fewer weights there is no fit
+PRIOR_SHAPE, PRIOR_WEIGHT = 0.5, 10.0  # the prior of k̂ counts as 10 weights of shape ½
 
 
 def tail_size(k: int) -> int:
-    """How many of k weights are the tail: min(K/5, 3√K), rounded down."""
+    """The number of weights in the tail of k weights: min(K/5, 3√K), rounded down."""
     return min(k // 5, math.isqrt(9 * k))
 
 
 class Tail:
-    """The largest weights of each of many rows, in memory that grows with √K: the tail of k weights and the one below it."""
+    """The largest weights of each row: the tail of k weights, and the largest weight below it. Memory grows with √K."""
 
     def __init__(self, k: int) -> None:
-        """k: the most weights that a row may get."""
+        """k is the largest number of weights that a row may get."""
         self._size = tail_size(k) + 1
         self._kept: list[Tensor] = []
 
@@ -31,11 +31,12 @@ class Tail:
             self._kept = [self._largest()]
 
     def _largest(self) -> Tensor:
+        """The largest weights so far, in descending order."""
         kept = torch.cat(self._kept, 1)
         return kept.topk(min(self._size, kept.shape[1]), 1).values
 
     def pareto_k(self, count: Tensor) -> Tensor:
-        """k̂ [N], float64, of rows of count [N] weights; NaN where the tail has fewer than five weights, or they are equal."""
+        """k̂ [N] float64 for rows with count [N] weights. NaN if the tail has fewer than five weights, or only equal ones."""
         largest = self._largest().double()
         shape = torch.full(largest.shape[:1], math.nan, dtype=torch.float64, device=largest.device)
         for k in count.unique().tolist():
@@ -47,9 +48,10 @@ class Tail:
 
 
 def generalized_pareto_shape(log_w: Tensor) -> Tensor:
-    """Shape k̂ of the generalised Pareto distribution of w above the least of them: log_w [N, n + 1], descending -> [N].
+    """The shape k̂ of the generalised Pareto distribution fitted to the weights minus the least of them: log_w [N, n + 1] -> [N].
 
-    Zhang & Stephens (2009), the profile likelihood averaged over a grid, with the prior of Vehtari et al. (2024), appendix C.
+    log_w is in descending order. The method is that of Zhang & Stephens (2009), which averages the profile likelihood over a
+    grid, with the prior of Vehtari et al. (2024), appendix C.
     """
     w = (log_w - log_w[:, :1]).exp()
     x = w[:, :-1] - w[:, -1:]  # [N, n], descending

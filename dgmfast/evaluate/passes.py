@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dgmfast.models import GenerativeModel
 
-ROWS = 1000  # of a pass without importance samples
+ROWS = 1000  # rows in one block of a pass without importance samples
 
 
 def in_blocks(model: GenerativeModel, x: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Concatenate function(block of x, number of its first row) over blocks of ROWS rows, in evaluation mode."""
     training = model.training
     model.eval()
     try:

@@ -15,9 +15,9 @@ class _NoBar:
 
 
 def progress_bar(total: int, show: bool, initial: int = 0):
-    """A bar over the samples of all rows, with the time left."""
+    """A progress bar over the samples of all rows, with the remaining time; it does nothing if `show` is false."""
     if not show:
         return _NoBar()
-    from tqdm import tqdm  # not a dependency of the ops and models
+    from tqdm import tqdm  # the ops and models do not depend on it
 
     return tqdm(total=total, initial=initial, unit="sample", unit_scale=True, desc="log p(x)")

@@ -1,4 +1,4 @@
-"""The importance weights of many rows, streamed: x is encoded once, and the memory does not grow with the number of samples."""
+"""The importance weights of many rows, streamed: each x is encoded once, and memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dgmfast.models import Encoding, GenerativeModel, Label
 
 @dataclass
 class RowResults:
-    """The results of the rows so far: states [N, P, 5] as of `ops.importance_state`, at the points of a Sampling, and k̂ [N].
+    """The results of the finished rows: states [N, P, 5] of `ops.importance_state` at the P points of the sampling, and k̂ [N].
 
-    The state of a row that stopped before a point is its last one.
+    A row that stopped before a point has its last state there.
     """
 
     states: list[Tensor] = field(default_factory=list)
@@ -29,27 +29,28 @@ class RowResults:
         return sum(len(part) for part in self.pareto_k)
 
     def add(self, states: Tensor, pareto_k: Tensor) -> None:
+        """Append the results of some rows."""
         self.states.append(states)
         self.pareto_k.append(pareto_k)
 
     def join(self) -> None:
-        """Keep all as one part."""
+        """Concatenate all parts into one."""
         self.states, self.pareto_k = [torch.cat(self.states)], [torch.cat(self.pareto_k)]
 
     def tensors(self, points: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """All as one: [N, P, 5] and [N], float64."""
+        """All results in one piece: states [N, P, 5] and k̂ [N], float64."""
         none = torch.zeros(0, points, 5, dtype=torch.float64, device=device)
         return torch.cat([none, *self.states]), torch.cat([none[:, 0, 0], *self.pareto_k])
 
 
 def curve_points(k: int, *more: int) -> tuple[int, ...]:
-    """1, 10, 100, ... up to k, and k itself."""
+    """The sample counts 1, 10, 100, ... up to k, the counts in `more`, and k itself."""
     powers = (10**i for i in range(len(str(k))))
     return tuple(sorted({*powers, *more, k}))
 
 
 def check_arguments(model: GenerativeModel, x: Tensor, k: int, y: Label, chunk: int | None, tolerance: float | None) -> None:
-    """Raise InputError unless log_likelihood takes these arguments."""
+    """Raise InputError unless `log_likelihood` takes these arguments."""
     check_count("log_likelihood", "k", k)
     if chunk is not None:
         check_count("log_likelihood", "chunk", chunk)
@@ -69,12 +70,20 @@ def stream(
     advance: Callable[[int], None] = lambda samples: None,
     finished: Callable[[], None] = lambda: None,
 ) -> None:
-    """Add to `rows` the results of the rows of x [N, D] that are not among them, in evaluation mode.
+    """Compute the rows of x [N, D] that are not in `rows` yet, and add their results to it, in evaluation mode.
 
-    first_row: the number of x[0] in the noise. advance: told of samples (of one row) that are done; finished: of more rows.
+    Args:
+        model: The model; its mode is restored afterwards.
+        x: [N, D].
+        y: As in `log_likelihood`.
+        sampling: The settings.
+        rows: The results so far, those of the first rows of x.
+        first_row: Coordinate of x[0] in the noise.
+        advance: Called with the number of samples that have been finished since the last call.
+        finished: Called whenever results of further rows have been added.
     """
     training = model.training
-    model.eval()  # before the blocks are chosen, which depend on it
+    model.eval()  # before the blocks are chosen, because they depend on the mode
 
     def blocks() -> Iterator[Block]:
         for first in range(len(rows) // ENCODER_BLOCK * ENCODER_BLOCK, len(x), ENCODER_BLOCK):
@@ -119,6 +128,8 @@ def stream(
 
 
 def _encode(model: GenerativeModel, x: Tensor, y: Label, halved: ChunkUntilItFits) -> Encoding:
+    """Encode x, with fewer rows at once if memory runs out."""
+
     def encode(first: int, count: int) -> Encoding:
         part = slice(first, first + count)
         return model.encode(x[part], pad_labels(y, part, count))

@@ -11,10 +11,13 @@ from dgmfast.models import GenerativeModel, Label, Noise, SampledLabel
 
 @torch.no_grad()
 def kl_units(model: GenerativeModel, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """The mean over the rows x [N, D] of the KL of each unit of each latent, [D_i] nats, one draw per row.
+    """The mean KL of each latent unit over the rows x [N, D], [D_i] in nats for each latent, from one sample per row.
 
-    Analytic where it is exact, else log q − log p at the sample, whose mean may be negative. A label is drawn from q(y|·).
-    The means of no rows are NaN.
+    The KL is analytic where it is exact. Otherwise it is log q − log p at the sample, whose mean may be negative. A label is
+    drawn from q(y|·). Without rows, the means are NaN.
+
+    Raises:
+        InputError: The model does not take x.
     """
     model.check("kl_units", x, None)
     label: Label = SampledLabel() if model.num_classes else None
@@ -30,5 +33,5 @@ def kl_units(model: GenerativeModel, x: Tensor, seed: int = 0) -> dict[str, Tens
 
 
 def active_units(units: dict[str, Tensor], threshold: float = 0.01) -> dict[str, int]:
-    """How many units of each latent have a mean KL above `threshold` nats."""
+    """The number of units of each latent whose mean KL is above `threshold` nats."""
     return {name: int((kl > threshold).sum()) for name, kl in units.items()}

@@ -1,4 +1,4 @@
-"""The models of the thesis, one per file, all on the protocol of `base`."""
+"""The models of the thesis, one per file. All implement the protocol in `base`."""
 
 import difflib
 import inspect
@@ -40,10 +40,14 @@ MODELS: dict[str, type[GenerativeModel]] = {
 
 
 def create(name: str, **overrides: object) -> GenerativeModel:
-    """The model called `name` with the thesis's defaults, except for `overrides`.
+    """Create the model called `name` with the thesis's defaults, except for `overrides`.
+
+    Args:
+        name: A key of `MODELS`, such as "vae" or "adgm".
+        overrides: Arguments of the model's class.
 
     Raises:
-        InputError: no such model, no such setting, or one out of range (layers that do not fit into memory, too).
+        InputError: There is no such model or setting, a setting is out of range, or the layers do not fit into memory.
     """
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
@@ -55,7 +59,7 @@ def create(name: str, **overrides: object) -> GenerativeModel:
         raise InputError(f"model {name}: no setting is called {wrong[0]!r:.60}; {hint}")
     try:
         return MODELS[name](**overrides)
-    except (TypeError, RuntimeError) as error:  # of Python, and of torch for a size that it cannot allocate
+    except (TypeError, RuntimeError) as error:  # torch raises RuntimeError if it cannot allocate
         reason = str(error).split("\n")[0].replace(f"{MODELS[name].__name__}.__init__()", "").strip()
         raise InputError(f"model {name}: {reason}") from error
 

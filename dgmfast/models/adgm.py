@@ -17,12 +17,28 @@ A, Z = 0, 1  # noise streams
 
 
 class ADGM(LabelModel):
-    """p(y) p(z) p(a|z, y) p(x|y, z) with q(a|x) q(y|a, x) q(z|a, y, x) (eqs 4.20–4.22; App. A eqs 6–9).
+    """The auxiliary deep generative model (eqs 4.20–4.22; App. A eqs 6–9).
 
-    The same sample of a feeds q(y|a, x) and q(z|a, y, x). latent, auxiliary: the sizes of z and a. hidden: the widths of every
-    MLP. auxiliary_sees_x: p(a|z, y, x), as in App. A's theory, instead of p(a|z, y), as in its experiments. deterministic: a is
-    the mean of q(a|x), without noise and without terms of its own (the ablation of App. A Fig. 5). likelihood, head: as for VAE.
-    class_prior: as for LabelModel.
+    The generative model is p(y) p(z) p(a|z, y) p(x|y, z), and the inference model q(a|x) q(y|a, x) q(z|a, y, x). Both q(y|a, x)
+    and q(z|a, y, x) use the same sample of a.
+
+    Args:
+        x_dim: Size of x.
+        num_classes: Number of labels, Y.
+        latent: Size of z.
+        auxiliary: Size of a.
+        hidden: Widths of every MLP.
+        activation: A key of `nn.ACTIVATIONS`.
+        likelihood: A key of `nn.OUTPUTS`: "bernoulli", "gaussian" or "pixelcnn".
+        head: "log_var" or "softplus" (see `nn.GaussianHead`).
+        batch_norm: If true, normalise the layers of the MLPs.
+        auxiliary_sees_x: If true, use p(a|z, y, x) as in the theory of App. A, instead of p(a|z, y) as in its experiments.
+        deterministic: If true, a is the mean of q(a|x), without noise and without terms in the bound (the ablation of App. A Fig.
+            5).
+        class_prior: p(y), see `LabelModel`.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -53,22 +69,27 @@ class ADGM(LabelModel):
         if not deterministic:
             self.p_a = ConditionalGaussian(latent, hidden, auxiliary, *layers, head, n_context=seen, num_classes=num_classes)
         else:
-            self.q_a.gaussian.scale.requires_grad_(False)  # only the mean takes part
+            self.q_a.gaussian.scale.requires_grad_(False)  # only the mean is used
         self.sees_x = bool(seen) and not deterministic
         self.p_x = self._decoder(latent, auxiliary, hidden, layers)
         self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
         glorot(self)
 
     def _decoder(self, latent: int, auxiliary: int, hidden: Sequence[int], layers: tuple[str, bool]) -> ConditionalMLP:
+        """The network of p(x|y, z)."""
         return ConditionalMLP(latent, hidden, *layers, num_classes=self.num_classes)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of q(a|x), and the contributions of x to the first layers of q(y|·) and q(z|·).
+
+        With auxiliary_sees_x, the contribution to p(a|·) too.
+        """
         mean, log_var = self.q_a(x)
         encoding = {"mean": mean, "log_var": log_var, "q_y": self.q_y.context(x), "q_z": self.q_z.context(x)}
         return {**encoding, "p_a": self.p_a.context(x)} if self.p_a is not None and self.sees_x else encoding
 
     def _auxiliary(self, encoding: Encoding, k: int, noise: Noise) -> tuple[Tensor, dict[str, Latent]]:
-        """a ~ q(a|x), [B, k, A], and its terms, in which p(a|·) is still to come."""
+        """Draw a ~ q(a|x), [B, k, A], and return it with its latent, whose p(a|·) `draw` adds later."""
         mean, log_var = encoding["mean"], encoding["log_var"]
         if self.deterministic:
             return mean.unsqueeze(1).expand(-1, k, -1), {}
@@ -76,9 +97,11 @@ class ADGM(LabelModel):
         return a, {"a": Latent(a, log_q, (mean.unsqueeze(1), log_var.unsqueeze(1)))}
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y|a, x), [B, k, Y], at k samples of a."""
         return self.q_y(self._auxiliary(encoding, k, noise)[0], encoding["q_y"])
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw a, then the label, then z, and return the terms of the latents "a" and "z"."""
         a, latents = self._auxiliary(encoding, k, noise)
         log_qy = self.q_y(a, encoding["q_y"])
         labels = self.bind(y, log_qy, k, noise)
@@ -94,8 +117,10 @@ class ADGM(LabelModel):
         return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), self.cross_entropies(y, labels, q_y=log_qy))
 
     def _decode(self, z: Tensor, labels: Labels, a: Tensor) -> Tensor:
+        """The input of the output distribution."""
         return self.p_x(z, labels)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z and y from the prior, and return the input of the output distribution."""
         z = self.standard_normal(n, self.latent, noise, Z)
         return self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))

@@ -16,11 +16,18 @@ from dgmfast.nn import MLP, OUTPUTS, ConditionalGaussian, GaussianMLP, decode, f
 
 
 class AVAE(GenerativeModel):
-    """p(x|z₁) p(z_L) p(a_L|z_L) Π_{i<L} p(z_i|z_{i+1}) p(a_i|z_{≥i}), with
-    q(a₁|x) q(z₁|a₁, x) Π_{i≥2} q(a_i|a_{i−1}, x) q(z_i|a_i, z_{i−1}).
+    """The auxiliary VAE with L layers: every latent z_i has an auxiliary variable a_i.
 
-    latent: the sizes of z₁ … z_L. auxiliary: those of a₁ … a_L, by default the same (the thesis gives none). uninformed: p(a) is
-    N(0, I), the ablation in which a cannot help. Other arguments as for VAE.
+    The generative model is p(x|z₁) p(z_L) p(a_L|z_L) Π_{i<L} p(z_i|z_{i+1}) p(a_i|z_{≥i}). The inference model is q(a₁|x)
+    q(z₁|a₁, x) Π_{i≥2} q(a_i|a_{i−1}, x) q(z_i|a_i, z_{i−1}). The other arguments are those of `VAE`.
+
+    Args:
+        latent: Sizes of z₁ … z_L.
+        auxiliary: Sizes of a₁ … a_L; by default those of z, because the thesis gives none.
+        uninformed: If true, p(a) is N(0, I). This is the ablation in which a cannot help.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class AVAE(GenerativeModel):
         self.output = lookup("likelihood", likelihood, OUTPUTS)(self.decoder.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of q(a₁|x), and the contributions of x to the first layers of q(z₁|·) and q(a_i|·)."""
         mean, log_var = self.q_a[0](x)
         encoding = {"mean": mean, "log_var": log_var}
         for name, q in {"q_z1": self.q_z[0], **{f"q_a{i + 1}": q for i, q in enumerate(self.q_a) if i > 0}}.items():
@@ -66,6 +74,7 @@ class AVAE(GenerativeModel):
         return encoding
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw a₁, z₁, a₂, z₂, … in this order, and return the terms of the latents "a1" … and "z1" …."""
         q = encoding["mean"], encoding["log_var"]
         a = [Latent(*noise.gaussian(q, k, stream=0), (q[0].unsqueeze(1), q[1].unsqueeze(1)))]
         z: list[Latent] = []
@@ -88,9 +97,11 @@ class AVAE(GenerativeModel):
         return Terms(*decode(self.decoder, self.output, z[0].z, x.unsqueeze(1)), latents)
 
     def fused(self, device: torch.device) -> list[nn.Module]:
+        """The modules that `draw` does not call on this device in evaluation (see nn.decode)."""
         return fused_modules(self.decoder, self.output, device)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z_L … z₁ from the prior, and return the decoder's output for z₁."""
         z = self.standard_normal(n, self.latent[-1], noise, stream=2 * len(self.p_z) + 1)
         for i in reversed(range(len(self.p_z))):
             z, _ = noise.gaussian(self.p_z[i](z), 1, stream=2 * i + 1)

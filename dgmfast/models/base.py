@@ -1,13 +1,15 @@
-"""The one protocol that every model implements.
+"""The protocol that every model implements.
 
-A model is a joint p(x, latents[, y]) with an inference model q(latents[, y] | x). It splits its work in two:
+A model is a joint distribution p(x, latents[, y]) with an inference model q(latents[, y] | x). Its work is split into two
+methods:
 
-- `encode(x, y)` computes, once per x, all that depends on x (and y) alone, as a dict of tensors with leading dimension B;
+- `encode(x, y)` computes everything that depends on x (and y) alone, once per x, as a dict of tensors with leading dimension B;
 - `draw(encoding, x, k, noise, y)` draws k joint samples of the latents for each row and returns the `Terms` of the bounds.
 
-Everything else (importance weights, ELBO, streaming log-likelihood, training) is written once, on those two.
-Latents may form a hierarchy (each draws from its own noise stream). A label is observed (y is a tensor), or summed over as a
-`LabelEstimator` says (y is one, or None for the exact sum). Encoders see x flat, [B, D], and reshape it.
+Everything else (importance weights, the ELBO, the streaming log-likelihood, training) is written once, on top of these two. The
+latents may form a hierarchy; each of them draws from its own noise stream. A label is either observed (y is a tensor), or summed
+over as a `LabelEstimator` prescribes (y is the estimator, or None for the exact sum). Encoders receive x flat, [B, D], and
+reshape it if they need to.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ from dgmfast.nn import OutputDistribution
 
 
 class GenerativeModel(nn.Module):
-    """Base of all models; subclasses give `encode`, `draw` and `prior`, and an `output`, the distribution p(x|·).
+    """Base class of all models. Subclasses define `encode`, `draw` and `prior`, and an `output`, the distribution p(x | latents).
 
-    num_classes: Y, where the model has a label. The methods that take x and y raise InputError for an x that is not [B, x_dim] of
-    the parameters' dtype and device, is not finite, or lies outside the support of p(x | latents), [0, 1] for Bernoulli pixels;
-    and for a y that is not [B] int64 or that the model does not take. Values are not looked at while a function is compiled,
-    exported or captured.
+    `x_dim` is the size of x, and `num_classes` is the number of labels Y, or None if the model has no label.
 
-    Methods that draw take a seed or a generator. With a seed they give the same result at every call. Without one, each call
-    draws new noise from `generator`, by default torch's own of the model's device, which torch.manual_seed sets.
+    The methods that take x and y raise InputError unless x is [B, x_dim] with the dtype and device of the parameters, is finite
+    and lies in the support of p(x | latents) ([0, 1] for Bernoulli pixels), and y is [B] int64 and the model takes labels. Values
+    are not checked while a function is compiled, exported or captured in a CUDA graph.
+
+    The methods that draw take a seed or a generator. With a seed, every call gives the same result. Without one, each call draws
+    new noise from `generator`, by default torch's own generator of the model's device, which torch.manual_seed sets.
     """
 
     x_dim: int
@@ -42,28 +45,28 @@ class GenerativeModel(nn.Module):
     output: OutputDistribution
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
-        """All that depends on x [B, D] (and y [B]) alone, computed once.
+        """Compute everything that depends on x [B, D] (and y [B]) alone, once per x.
 
-        In semi-supervised training without batch norm, labelled and unlabelled rows are encoded together, with the y of the
-        latter: a model that trains so looks at y in `draw`.
+        In semi-supervised training without batch norm, labelled and unlabelled rows are encoded together, and y is that of the
+        unlabelled rows. A model that is trained this way must therefore use y only in `draw`.
         """
         raise abstract_method(self, "encode")
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
-        """k joint samples of the latents per row, and the terms of the bounds at them."""
+        """Draw k joint samples of the latents per row, and return the terms of the bounds at these samples."""
         raise abstract_method(self, "draw")
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """What the output distribution takes, [n, 1, ...], with the latents drawn from the prior."""
+        """Draw n samples of the latents from the prior, and return the input of the output distribution, [n, 1, ...]."""
         raise abstract_method(self, "prior")
 
     def standard_normal(self, n: int, size: int, noise: Noise, stream: int) -> Tensor:
-        """z ~ N(0, I), [n, 1, size]."""
+        """Draw z ~ N(0, I), [n, 1, size]."""
         zeros = next(self.parameters()).new_zeros(n, size)
         return noise.gaussian((zeros, zeros), 1, stream)[0]
 
     def fused(self, device: torch.device) -> list[nn.Module]:
-        """The modules that `draw` does not call on a device in evaluation, because one op does their work (nn.decode)."""
+        """The modules that `draw` does not call on this device in evaluation, because one op does their work (see nn.decode)."""
         return []
 
     def init_output_mean(self, mean: Tensor) -> None:
@@ -71,15 +74,23 @@ class GenerativeModel(nn.Module):
         self.output.init_mean(mean)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before every training epoch (0-based): for models that train in stages, whose other parameters it freezes."""
+        """Hook that runs before every training epoch (0-based).
+
+        Models that train in stages use it to freeze the parameters of the other stages.
+        """
 
     @property
     def ignores_labels(self) -> bool:
-        """True while labels are ignored, as in M1's training before M2's."""
+        """True while labels are ignored, as in M1's pre-training."""
         return self.num_classes is None
 
     def supervise(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor) -> tuple[Terms | None, dict[str, Tensor]]:
-        """What labelled rows add to the loss: the terms of L(x, y), and the classifiers' cross-entropies [B, k] (eq. 4.10)."""
+        """The contribution of labelled rows to the loss.
+
+        Returns:
+            The terms of L(x, y), or None if the model has none, and the cross-entropies of the classifiers, each [B, k] in nats
+            (eq. 4.10).
+        """
         terms = self.draw(encoding, x, k, noise, y)
         return terms, terms.cross_entropy
 
@@ -100,12 +111,13 @@ class GenerativeModel(nn.Module):
     def check_values(self, caller: str, x: Tensor, first_row: int = 0) -> None:
         """Raise InputError, beginning with `caller`, unless x [B, D] is finite and in the support of p(x | latents).
 
-        The error counts rows from `first_row`.
+        The row in the message is counted from `first_row`.
         """
         if not x.numel() or not _readable(x):
             return
-        low, high = getattr(getattr(self, "output", None), "support", None) or (-math.inf, math.inf)  # a potential has no output
-        least, most = x.detach().aminmax()  # NaN where x has one
+        # A Potential has no output.
+        low, high = getattr(getattr(self, "output", None), "support", None) or (-math.inf, math.inf)
+        least, most = x.detach().aminmax()  # NaN if x contains a NaN
         if low <= least and most <= high and most - least < math.inf:
             return
         wrong = ~x.detach().isfinite() | (x.detach() < low) | (x.detach() > high)
@@ -141,7 +153,23 @@ class GenerativeModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """log p(x, latents) − log q(latents | x) for k draws of the latents: [B, D] -> [B, k] nats (eq. 3.31)."""
+        """The log importance weights log p(x, latents) − log q(latents | x) for k samples of the latents (eq. 3.31).
+
+        Args:
+            x: [B, D].
+            k: Number of samples per row.
+            y: [B] labels, a LabelEstimator, or None for the exact sum over the label.
+            seed: Seed of the noise; None draws one from `generator`.
+            first_row: Coordinate of the first row in the noise.
+            first_sample: Coordinate of the first sample in the noise.
+            generator: Source of the seed; by default torch's own generator.
+
+        Returns:
+            [B, k], in nats.
+
+        Raises:
+            InputError: The model does not take x or y, or k is below 1.
+        """
         self.check("log_weights", x, y)
         check_count("log_weights", "k", k)
         noise = Noise.of("log_weights", seed, generator, x.device, first_row, first_sample)
@@ -157,7 +185,19 @@ class GenerativeModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> Elbo:
-        """The bound of each row and its terms, [B] nats, averaged over k draws (eqs 3.11, 3.30; β: eq. 5.5)."""
+        """The evidence lower bound of each row and its terms, [B] in nats, averaged over k samples (eqs 3.11 and 3.30).
+
+        Args:
+            x: [B, D].
+            y: [B] labels, a LabelEstimator, or None for the exact sum over the label.
+            beta: Weight of the KL terms (eq. 5.5).
+            k: Number of samples per row.
+            seed: Seed of the noise; None draws one from `generator`.
+            generator: Source of the seed; by default torch's own generator.
+
+        Raises:
+            InputError: The model does not take x or y, or k is below 1.
+        """
         self.check("elbo", x, y)
         check_count("elbo", "k", k)
         terms = self.draw(self.encode(x, y), x, k, Noise.of("elbo", seed, generator, x.device), y)
@@ -175,9 +215,19 @@ class GenerativeModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """n draws from the model, [n, D]: the mean of p(x | latents), or x itself, pixel by pixel, where that is autoregressive.
+        """Draw n samples from the model, [n, D]: the mean of p(x | latents), or x drawn pixel by pixel if p is autoregressive.
 
-        temperature: divides the logits of autoregressive pixels. progress: told the rows of pixels that are done, and of all.
+        Args:
+            n: Number of samples.
+            y: [n] labels, or None to draw them from the prior.
+            seed: Seed of the noise; None draws one from `generator`.
+            temperature: Divides the logits of autoregressive pixels; must be 1 for other models.
+            progress: Called with the number of finished rows of pixels and the total number of rows.
+            generator: Source of the seed; by default torch's own generator.
+
+        Raises:
+            InputError: n is negative, the model does not take y, or the temperature is not 1 for a model without autoregressive
+                pixels.
         """
         check_count("sample", "n", n, 0)
         device = next(self.parameters()).device
@@ -189,14 +239,14 @@ class GenerativeModel(nn.Module):
 
     @property
     def autoregressive(self) -> bool:
-        """Whether p(x | latents) draws a pixel given those before it."""
-        output: OutputDistribution | None = getattr(self, "output", None)  # A potential has none.
+        """True if p(x | latents) draws each pixel given the pixels before it."""
+        output: OutputDistribution | None = getattr(self, "output", None)  # A Potential has no output.
         return output is not None and output.autoregressive
 
     def mean_or_sample(
         self, h: Tensor, noise: Noise, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """What `sample` shows of p(x|h), h [n, 1, ...]: its mean, or a draw where pixels depend on each other; [n, D]."""
+        """The image that `sample` returns for p(x|h), h [n, 1, ...]: its mean, or a sample if p is autoregressive; [n, D]."""
         if self.autoregressive:
             return self.output.sample(h, noise, temperature, progress).squeeze(1)
         return self.output.mean(h).squeeze(1)
@@ -205,9 +255,12 @@ class GenerativeModel(nn.Module):
     def reconstruct(
         self, x: Tensor, y: Tensor | None = None, seed: Seed = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The mean of p(x | latents), [B, D], with the latents (and a label that is not given) drawn once from q.
+        """The mean of p(x | latents), [B, D], with the latents (and the label, unless y is given) drawn once from q.
 
-        Of an autoregressive one: of each pixel, given the latents and the pixels of x before it.
+        If p is autoregressive, it is the mean of each pixel given the latents and the pixels of x before it.
+
+        Raises:
+            InputError: The model does not take x or y.
         """
         return self.output.mean(self._posterior("reconstruct", x, y, seed, generator).decoded, x.unsqueeze(1)).squeeze(1)
 
@@ -215,22 +268,28 @@ class GenerativeModel(nn.Module):
     def latent_means(
         self, x: Tensor, y: Tensor | None = None, seed: Seed = None, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """The mean of q for each latent, [B, D_i], given one draw of its parents (and of a label that is not given)."""
+        """The mean of q for each latent, [B, D_i], given one sample of its parents (and of the label, unless y is given).
+
+        Raises:
+            InputError: The model does not take x or y.
+        """
         terms = self._posterior("latent_means", x, y, seed, generator)
         return {name: latent.q[0].squeeze(1) for name, latent in terms.latents.items()}
 
     def _posterior(self, caller: str, x: Tensor, y: Tensor | None, seed: Seed, generator: torch.Generator | None) -> Terms:
+        """Check x and y, and draw one sample of the latents per row."""
         self.check(caller, x, y)
         label: Label = SampledLabel() if y is None and self.num_classes else y
         return self.draw(self.encode(x, label), x, 1, Noise.of(caller, seed, generator, x.device), label)
 
 
 def _readable(t: Tensor) -> bool:
-    """Whether the values of t can be looked at here: not on meta, nor while a function is compiled, exported or captured."""
+    """True if the values of t can be read here: t is not on meta, and no function is being compiled, exported or captured."""
     if t.device.type == "meta" or torch.compiler.is_compiling():
         return False
     return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def abstract_method(model: GenerativeModel, method: str) -> TypeError:
+    """Return the TypeError for a method that a subclass must define but does not."""
     return TypeError(f"{type(model).__name__} does not define {method}, which every model must")

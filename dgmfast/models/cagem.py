@@ -20,13 +20,26 @@ Z1, Z2 = 0, 1  # noise streams
 
 
 class CaGeM(LabelModel):
-    """p(x|y, z₁) p(z₁|y, z₂) p(y|z₂) p(z₂) with q(z₁|x) q(y|z₁, x) q(z₂|x, y, z₁) (eqs 4.24–4.29).
+    """The cluster-aware generative model (eqs 4.24–4.29).
 
-    Labelled rows train two classifiers alone, q(y|z₁, x) and p(y|z₂): their cross-entropies reach no other weight (eq. 4.33).
-    The class probabilities are p(y|x) = E Σ_ỹ q(ỹ|z₁, x) p(y|z₂), z₂ ~ q(z₂|x, ỹ, z₁) (eq. 4.32).
+    The generative model is p(x|y, z₁) p(z₁|y, z₂) p(y|z₂) p(z₂), and the inference model q(z₁|x) q(y|z₁, x) q(z₂|x, y, z₁).
 
-    num_classes: of the labels, or of the clusters where there are none. latent: the sizes of z₁ and z₂ (2 for the figure of the
-    latent grid). hidden1, hidden2: the widths of the MLPs of z₁'s distributions and x's, and of z₂'s and y's.
+    Labelled rows train only the two classifiers q(y|z₁, x) and p(y|z₂): their cross-entropies have no gradient to other weights
+    (eq. 4.33). The class probabilities are p(y|x) = E Σ_ỹ q(ỹ|z₁, x) p(y|z₂) with z₂ ~ q(z₂|x, ỹ, z₁) (eq. 4.32).
+
+    Args:
+        x_dim: Size of x.
+        num_classes: Number of labels, or of clusters if there are no labels.
+        latent: Sizes of z₁ and z₂. The figure of the latent grid needs a z₂ of size 2.
+        hidden1: Widths of the MLPs of z₁ and x.
+        hidden2: Widths of the MLPs of z₂ and y.
+        activation: A key of `nn.ACTIVATIONS`.
+        likelihood: A key of `nn.OUTPUTS`: "bernoulli", "gaussian" or "pixelcnn".
+        head: "log_var" or "softplus" (see `nn.GaussianHead`).
+        batch_norm: If true, normalise the layers of the MLPs.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -58,14 +71,17 @@ class CaGeM(LabelModel):
         self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of q(z₁|x), and the contributions of x to the first layers of q(y|·) and q(z₂|·)."""
         mean, log_var = self.q_z1(x)
         return {"mean": mean, "log_var": log_var, "q_y": self.q_y.context(x), "q_z2": self.q_z2.context(x)}
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y|z₁, x), [B, k, Y], at k samples of z₁."""
         z1, _ = noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)
         return self.q_y(z1, encoding["q_y"])
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw z₁, then the label, then z₂, and return the terms of the latents "z1" and "z2"."""
         q1 = encoding["mean"], encoding["log_var"]
         z1, log_q1 = noise.gaussian(q1, k, Z1)
         labels = self.bind(y, self.q_y(z1, encoding["q_y"]), k, noise)
@@ -79,12 +95,15 @@ class CaGeM(LabelModel):
         return Terms(decoded, log_px, latents, labels, labels.prior(self.p_y(z2)))
 
     def supervise(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Tensor) -> tuple[Terms | None, dict[str, Tensor]]:
-        """No bound of the labelled rows; −log q(y|z₁, x) and −log p(y|x), both into φ_y and θ_y alone (eq. 4.33)."""
+        """The cross-entropies −log q(y|z₁, x) and −log p(y|x); labelled rows have no bound.
+
+        The cross-entropies train only φ_y and θ_y, the weights of q(y|z₁, x) and p(y|z₂) (eq. 4.33).
+        """
         log_qy, log_py = self._classifiers(encoding, x, k, noise)
         return None, {"q_y": -_at(log_qy, y), "p_y": -_at(log_py, y)}
 
     def _classifiers(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """log q(y|z₁, x) [B, k, Y] and log Σ_ỹ q(ỹ|z₁, x) p(y|z₂) [B, k, Y], with z₁ and z₂ held constant."""
+        """log q(y|z₁, x) [B, k, Y] and log Σ_ỹ q(ỹ|z₁, x) p(y|z₂) [B, k, Y], with z₁ and z₂ treated as constants."""
         with torch.no_grad():
             z1, _ = noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)
         log_qy = self.q_y(z1, encoding["q_y"])
@@ -104,7 +123,7 @@ class CaGeM(LabelModel):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Class probabilities, [B, Y]: by "cascade" p(y|x) (eq. 4.32), else as LabelModel.classify."""
+        """Class probabilities, [B, Y]. "cascade" gives p(y|x) of eq. 4.32; any other `by` is that of `LabelModel.classify`."""
         if by != "cascade":
             return super().classify(x, k, seed, by, first_row, generator=generator)
         self.check("classify", x, None)
@@ -114,19 +133,23 @@ class CaGeM(LabelModel):
         return (torch.logsumexp(log_py, 1) - math.log(k)).exp()
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """z₂ from its prior; y, if not given, from p(y|z₂): with a given y, a draw of p(z₂) p(z₁|y, z₂) p(x|y, z₁)."""
+        """Draw z₂ from its prior, and y from p(y|z₂) unless it is given.
+
+        With a given y, x comes from p(z₂) p(z₁|y, z₂) p(x|y, z₁).
+        """
         return self._decode_z2(self.standard_normal(n, self.latent[1], noise, Z2), noise, y)
 
     def decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """`sample`, [n, D], at given z₂ [n, 1, D₂], with z₁ drawn, and y drawn from p(y|z₂) unless given."""
+        """`sample` at given z₂ [n, 1, D₂]: [n, D]. z₁ is drawn, and so is y from p(y|z₂) unless it is given."""
         return self.mean_or_sample(self._decode_z2(z2, noise, y), noise)
 
     def _decode_z2(self, z2: Tensor, noise: Noise, y: Tensor | None) -> Tensor:
+        """The input of the output distribution at given z₂ [n, 1, D₂]."""
         labels = self.sampled_label(self.p_y(z2), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)
         return self.p_x(z1, labels)
 
 
 def _at(log_probs: Tensor, y: Tensor) -> Tensor:
-    """log_probs [B, k, Y] at y [B] -> [B, k]."""
+    """The entries of log_probs [B, k, Y] at the labels y [B]: [B, k]."""
     return log_probs.gather(-1, y.view(-1, 1, 1).expand(-1, log_probs.shape[1], 1)).squeeze(-1)

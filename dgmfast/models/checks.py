@@ -1,4 +1,4 @@
-"""Checks of the settings that models share."""
+"""Checks of settings that several models share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_flags(**flags: object) -> None:
 
 
 def check_widths(**sizes: object) -> None:
-    """Raise InputError unless every argument is a positive whole number, or a sequence of some."""
+    """Raise InputError unless every argument is a positive whole number, or a non-empty sequence of them."""
     for name, value in sizes.items():
         widths = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):

@@ -18,15 +18,36 @@ from dgmfast.nn import MLP, ConvDown, ConvUp, GaussianHead, OverRows, PixelCNNDe
 class FAME(Ladder):
     """The LVAE with convolutions between its latents and a PixelCNN as p(x|z₁, x_<i) (App. E eqs 7–9).
 
-    Upwards d_n = CNN(d_{n−1}) on feature maps that shrink by strides; q̂(z_n) = N(Linear(Dense(d_n)), softplus(Dense(d_n))).
-    Downwards p(z_n|z_{n+1}) by a dense layer to maps, a transposed convolution and such a head, merged with q̂ as in the LVAE.
-    p(x|z₁): a dense layer, a transposed convolution and a convolution to an image of `condition` channels, which the PixelCNN
-    sees in full beside x's preceding pixels. concatenate: whether it sees x ("FAME no concatenation": its layers without masks,
-    so that a sample takes one pass).
+    Upwards, d_n = CNN(d_{n−1}) on feature maps that shrink by strides, and q̂(z_n) = N(Linear(Dense(d_n)), softplus(Dense(d_n))).
+    Downwards, p(z_n|z_{n+1}) is a dense layer to feature maps, a transposed convolution and such a Gaussian head; it is merged
+    with q̂ as in the LVAE. p(x|z₁) is a dense layer, a transposed convolution and a convolution to an image of `condition`
+    channels. The PixelCNN sees all of this image, and the preceding pixels of x.
 
-    The thesis lost its table of convolutions. Ours, for 28 × 28: two 3 × 3 convolutions per layer, the first of stride 2, so that
-    the maps have sides 14, 7, 4, 2, 1 and `maps` channels; the dense layers have `dense` units, those of the LVAE.
-    decoder_maps, blocks, tail, kernel, first_kernel, likelihood and levels: the PixelCNN's (dgmfast.nn.PixelCNNDecoder).
+    The table of convolutions is missing from the thesis. This implementation uses two 3 × 3 convolutions per layer, the first
+    with stride 2; for 28 × 28 images the maps then have sides 14, 7, 4, 2 and 1. The dense layers have the widths of the LVAE.
+
+    Args:
+        x_dim: Size of x.
+        image: (C, H, W) of x; by default a square grey or colour image.
+        latent: Sizes of z₁ … z_L.
+        maps: Number of channels of the feature maps, per layer.
+        dense: Width of the dense layer, per layer.
+        activation: A key of `nn.ACTIVATIONS`.
+        head: "log_var" or "softplus" (see `nn.GaussianHead`).
+        batch_norm: If true, normalise all layers except the heads, the last convolution and the PixelCNN.
+        concatenate: If false, the PixelCNN does not see x ("FAME no concatenation"). Its layers then have no masks, and a sample
+            takes one pass.
+        condition: Number of channels of the image that the PixelCNN sees.
+        decoder_maps: The `maps` of the PixelCNN (see `nn.PixelCNNDecoder`, also for the arguments below).
+        blocks: Number of residual layers of the PixelCNN.
+        tail: Number of layers after them.
+        kernel: Kernel size of the PixelCNN.
+        first_kernel: Kernel size of its first layer.
+        likelihood: "bernoulli", "categorical" or "logistic".
+        levels: Number of values of a pixel.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -58,7 +79,7 @@ class FAME(Ladder):
         layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
         heads = {**layers, "head": head}
         shape = image_of(x_dim, image)
-        # (channels, height, width) of x and of every d_n
+        # (channels, height, width) of x and of every d_n.
         shapes = [shape]
         for channels in maps:
             _, height, width = shapes[-1]
@@ -82,7 +103,17 @@ class FAME(Ladder):
     def masked_reconstruct(
         self, x: Tensor, without: str, seed: Seed = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`reconstruct` with one input of the PixelCNN zero (App. E Fig. 3): "z", the image from z₁, or "x"; [B, D]."""
+        """`reconstruct` with one input of the PixelCNN set to zero, [B, D] (App. E Fig. 3).
+
+        Args:
+            x: [B, D].
+            without: The input to set to zero: "z", the image from z₁, or "x".
+            seed: Seed of the noise; None draws one from `generator`.
+            generator: Source of the seed; by default torch's own generator.
+
+        Raises:
+            InputError: `without` is unknown, or the model does not take x.
+        """
         if without not in ("z", "x"):
             raise InputError(f"masked_reconstruct: without must be z or x; got {without!r}")
         decoded = self._posterior("masked_reconstruct", x, None, seed, generator).decoded
@@ -91,7 +122,7 @@ class FAME(Ladder):
 
 
 class DenseGaussian(nn.Module):
-    """N(Linear(h), softplus(Linear(h))) of h = Dense(maps), flattened: [..., n_in] -> (mean, log_var) [..., n_out]."""
+    """N(Linear(h), softplus(Linear(h))) with h = Dense(maps) for flattened maps: [..., n_in] -> (mean, log_var) [..., n_out]."""
 
     def __init__(self, n_in: int, dense: int, n_out: int, activation: str, batch_norm: bool, head: str) -> None:
         super().__init__()
@@ -99,12 +130,13 @@ class DenseGaussian(nn.Module):
         self.gaussian = GaussianHead(dense, n_out, head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., n_in] -> (mean, log_var), each [..., n_out]."""
         mean, log_var = self.gaussian(self.mlp(h))
         return mean, log_var
 
 
 class ConvGaussian(DenseGaussian):
-    """The same of maps that a transposed convolution makes: p(z_n | z_{n+1}), [..., n_in] -> (mean, log_var) [..., n_out]."""
+    """p(z_n | z_{n+1}): a transposed convolution to maps, then DenseGaussian: [..., n_in] -> (mean, log_var) [..., n_out]."""
 
     def __init__(
         self, n_in: int, small: tuple[int, int, int], large: tuple[int, int, int], dense: int, n_out: int, **layers: Any

@@ -1,4 +1,4 @@
-"""The ladder VAE with CaGeM's discrete variable (thesis §7 proposes it)."""
+"""The ladder VAE with CaGeM's discrete variable, which thesis §7 proposes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, Con
 
 
 class LabelLVAE(LabelModel):
-    """p(z_L) p(y|z_L) Π_{i<L} p(z_i|z_{i+1}, y) p(x|z₁, y) with q(z_L|x) q(y|z_L, x) and the LVAE's merges below.
+    """The ladder VAE with a label y below its top latent.
 
-    All labels share z_L; each has its own way down, on which every layer's KL is exact. num_classes: of the labels, or of the
-    clusters where there are none. Other arguments as for LVAE; at least two layers.
+    The generative model is p(z_L) p(y|z_L) Π_{i<L} p(z_i|z_{i+1}, y) p(x|z₁, y). The inference model is q(z_L|x) q(y|z_L, x),
+    followed by the LVAE's merges for the layers below.
+
+    All labels share the sample of z_L. Each label has its own downward pass, in which every layer's KL is exact. The other
+    arguments are those of `LVAE`.
+
+    Args:
+        num_classes: Number of labels, or of clusters if there are no labels.
     """
 
     def __init__(
@@ -50,20 +56,24 @@ class LabelLVAE(LabelModel):
         self.output = lookup("likelihood", likelihood, OUTPUTS)(self.p_x.n_out, x_dim, head)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of each q̂(z_n), and the contribution of x to the first layer of q(y|·)."""
         encoding = {"q_y": self.q_y.context(x)}
         for i, (mean, log_var) in enumerate(climb(self.up, self.q, x), start=1):
             encoding[f"mean{i}"], encoding[f"log_var{i}"] = mean.unsqueeze(1), log_var.unsqueeze(1)
         return encoding
 
     def _top(self, encoding: Encoding, k: int, noise: Noise) -> Latent:
+        """The latent z_L with its sample."""
         top = len(self.latent)
         q = encoding[f"mean{top}"], encoding[f"log_var{top}"]
         return Latent(*noise.gaussian((q[0].squeeze(1), q[1].squeeze(1)), k, stream=top - 1), q, exact=True)
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y|z_L, x), [B, k, Y], at k samples of z_L."""
         return self.q_y(self._top(encoding, k, noise).z, encoding["q_y"])
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw z_L, then the label, then the lower latents from the top down, and return their terms."""
         latents = [self._top(encoding, k, noise)]
         z = latents[0].z
         log_qy, log_py = self.q_y(z, encoding["q_y"]), self.p_y(z)
@@ -79,6 +89,7 @@ class LabelLVAE(LabelModel):
         return Terms(decoded, log_px, named, labels, labels.prior(log_py), self.cross_entropies(y, labels, q_y=log_qy))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z_L, y and the lower latents from the prior, and return the input of the output distribution."""
         z = self.standard_normal(n, self.latent[-1], noise, stream=len(self.p))
         labels = self.sampled_label(self.p_y(z), noise, y)
         for i in range(len(self.p), 0, -1):

@@ -1,4 +1,4 @@
-"""Base of the models with a label y."""
+"""Base class of the models with a label y."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ PRIORS = ("uniform", "learned")
 
 
 class LabelModel(GenerativeModel):
-    """Base of the models with a label y; subclasses give `label_log_probs` besides.
+    """Base class of the models with a label y. Besides the methods of `GenerativeModel`, subclasses define `label_log_probs`.
 
-    class_prior: p(y), "uniform", "learned", or a list of Y probabilities.
+    Args:
+        num_classes: Number of labels Y, at least 2.
+        class_prior: p(y): "uniform", "learned", or a list of Y probabilities.
+
+    Raises:
+        InputError: num_classes is below 2, or class_prior is none of these.
     """
 
     num_classes: int
@@ -46,7 +51,7 @@ class LabelModel(GenerativeModel):
             self.register_buffer("prior_logits", logits)
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
-        """log q(y | latents, x) at k draws of the latents above it, [B, k, Y]."""
+        """log q(y | latents, x), [B, k, Y], at k samples of the latents that q(y|·) depends on."""
         raise abstract_method(self, "label_log_probs")
 
     def log_py(self) -> Tensor:
@@ -54,15 +59,18 @@ class LabelModel(GenerativeModel):
         return torch.log_softmax(self.prior_logits, 0)
 
     def bind(self, y: Label, log_qy: Tensor, k: int, noise: Noise) -> Labels:
-        """The label of a draw: y itself, or its sum over log q(y|·) [B, 1 or k, Y]."""
+        """The label of a draw: y itself, or the sum over the label with log q(y|·) [B, 1 or k, Y]."""
         return Observed(y) if isinstance(y, Tensor) else (y or ExactSum()).bind(log_qy, k, noise, LABEL_STREAM)
 
     def cross_entropies(self, y: Label, labels: Labels, **log_probs: Tensor) -> dict[str, Tensor]:
-        """−log of what each classifier gives to an observed label, [B, k], from its log-probabilities; none without one."""
+        """−log of each classifier's probability of an observed label, [B, k] in nats, from the log-probabilities.
+
+        The result is empty if y is not observed.
+        """
         return {name: -labels.prior(log_q) for name, log_q in log_probs.items()} if isinstance(y, Tensor) else {}
 
     def sampled_label(self, log_py: Tensor, noise: Noise, y: Tensor | None) -> Labels:
-        """For sampling from the model: y [n], or draws from p(y|·), given as log p(y|·) [n, 1, Y]."""
+        """The label for sampling from the model: y [n], or a draw from p(y|·), given as log p(y|·) [n, 1, Y]."""
         return self.bind(SampledLabel() if y is None else y, log_py.detach(), 1, noise)
 
     @torch.no_grad()
@@ -76,13 +84,19 @@ class LabelModel(GenerativeModel):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Class probabilities, [B, Y], from k draws of the latents.
+        """Class probabilities, [B, Y], from k samples of the latents.
 
-        by: "q", q(y|x) = E q(y|latents, x); "p", the Bayes classifier p(y|x) ∝ exp L(x, y) of the bounds; "both", their
-        normalised geometric mean (thesis §4.7 proposes the last two).
+        Args:
+            x: [B, D].
+            k: Number of samples per row.
+            seed: Seed of the noise; None draws one from `generator`.
+            by: "q" for q(y|x) = E q(y|latents, x); "p" for the Bayes classifier p(y|x) ∝ exp L(x, y), where L are the bounds;
+                "both" for their normalised geometric mean. Thesis §4.7 proposes the last two.
+            first_row: Coordinate of the first row in the noise.
+            generator: Source of the seed; by default torch's own generator.
 
         Raises:
-            InputError: another `by`, k below 1, or an x that the model does not take.
+            InputError: `by` is unknown, k is below 1, or the model does not take x.
         """
         self.check("classify", x, None)
         check_count("classify", "k", k)

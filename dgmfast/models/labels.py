@@ -1,10 +1,11 @@
-"""How a label enters a model: observed, summed over exactly, or by one of the estimates of that sum.
+"""How a label enters a model: it is observed, summed over exactly, or summed over by an estimate.
 
-A label-free tensor of a draw is [B, k, ...]; `Labels` says what shape a labelled one has, and what a mean over the label is:
+A tensor of a draw that does not depend on the label is [B, k, ...]. A `Labels` object defines the shape of a labelled tensor, and
+how to take the mean over the label:
 
 - an observed or sampled label: [B, k, ...], one label per row and sample;
-- the exact sum: [B, k, Y, ...], every label of every sample;
-- the sparse sum: [N, ...], the N kept (row, sample, label) triples (`SparseSum`);
+- the exact sum: [B, k, Y, ...], every label for every sample;
+- the sparse sum: [N, ...], the N kept triples (row, sample, label) (see `SparseSum`);
 - the Gumbel-softmax relaxation: [B, k, ...], with a soft label.
 """
 
@@ -22,56 +23,65 @@ from dgmfast.errors import InputError
 from dgmfast.models.noise import Gaussian, Noise
 from dgmfast.nn import activate
 
-KEPT = 2000  # added to a stream for draws that are numbered by kept triples, which must not meet those of rows
+# Added to the stream if samples are numbered by kept triples, so that their noise differs from that of samples numbered by rows.
+KEPT = 2000
 
 
 class Labels:
-    """The label of one draw. log_qy: the normalised log q(y | latents, x), [B, k, Y], unless y is observed."""
+    """The label of one draw.
+
+    `log_qy` is the normalised log q(y | latents, x), [B, k, Y], unless the label is observed.
+    """
 
     log_qy: Tensor
-    joins_rows = False  # whether labelled tensors mix the samples of a batch unevenly, which batch norm must not see
+    # True if labelled tensors hold different numbers of entries per sample, which would distort the statistics of batch norm.
+    joins_rows = False
 
     def expand(self, t: Tensor) -> Tensor:
-        """A label-free [B, k, D] so that it broadcasts against labelled vectors."""
+        """Reshape a label-free [B, k, D] so that it broadcasts against labelled vectors."""
         return t
 
     def expand_term(self, t: Tensor) -> Tensor:
-        """A term of the bound, label-free [B, k] or labelled, so that it adds to labelled ones."""
+        """Reshape a term of the bound, label-free [B, k] or labelled, so that it adds to labelled terms."""
         return t
 
     def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-        """act(W h + U onehot(y) + bias): h label-free or labelled [..., I]; bias [H] or, per row, [B, 1, H]."""
+        """act(W h + U onehot(y) + bias), for h label-free or labelled, [..., I]; bias is [H], or [B, 1, H] per row."""
         raise NotImplementedError
 
     def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
-        """k draws per row of a labelled Gaussian, and their log q; q is given for 1 or k samples."""
+        """Draw k samples per row of a labelled Gaussian, and compute their log q. q is given for 1 or for k samples."""
         mean, log_var = q
         shape = (mean.shape[0], k, mean.shape[-1])
         return noise.gaussian((mean.expand(shape), log_var.expand(shape)), 1, stream)
 
     def prior(self, log_py: Tensor) -> Tensor:
-        """log p(y) of the labels in play, from that of all: [Y], label-free [B, k, Y], or labelled [B, k, Y, Y]."""
+        """log p(y) of the labels of this draw, from log p of all labels: [Y], label-free [B, k, Y], or labelled [B, k, Y, Y]."""
         raise NotImplementedError
 
     def mean(self, term: Tensor) -> Tensor:
-        """Σ_y q(y|·) term_y, [B, k]."""
+        """The mean over the label, Σ_y q(y|·) term_y, [B, k]."""
         return term
 
     def kl(self, log_py: Tensor) -> Tensor:
-        """What the label costs, [B, k]: −log p(y) where observed, else KL(q(y|·) ‖ p(y|·))."""
+        """The cost of the label, [B, k] in nats: −log p(y) if it is observed, otherwise KL(q(y|·) ‖ p(y|·))."""
         raise NotImplementedError
 
     def bound(self, value: Tensor, log_py: Tensor, beta: float) -> Tensor:
-        """The mean over the label of value − β KL, [B, k] (eqs 4.7 and 4.20)."""
+        """The mean over the label of value − β KL, [B, k] in nats (eqs 4.7 and 4.20)."""
         return self.mean(value) - beta * self.kl(log_py)
 
     def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
-        """log w^β with the label in it, [B, k], from the one without."""
+        """log w^β including the label, [B, k], from log w^β without it.
+
+        Raises:
+            InputError: This estimate of the label sum cannot be used inside a logarithm.
+        """
         raise InputError(f"{type(self).__name__} is no estimate inside a logarithm: take the exact sum where K > 1")
 
 
 class Observed(Labels):
-    """y [B], known."""
+    """A known label y [B]."""
 
     def __init__(self, y: Tensor) -> None:
         self.y = y.unsqueeze(1)  # [B, 1]
@@ -90,7 +100,7 @@ class Observed(Labels):
 
 
 class SampledLabels(Observed):
-    """y [B, k], drawn from q(y|·)."""
+    """A label y [B, k], drawn from q(y|·)."""
 
     def __init__(self, log_qy: Tensor, y: Tensor) -> None:
         self.log_qy, self.y = log_qy, y
@@ -104,7 +114,7 @@ class SampledLabels(Observed):
 
 
 class EnumeratedLabels(Labels):
-    """All labels of every sample."""
+    """All labels for every sample."""
 
     def __init__(self, log_qy: Tensor) -> None:
         self.log_qy = log_qy
@@ -118,7 +128,7 @@ class EnumeratedLabels(Labels):
     def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
         if h.dim() == 3:
             return ops.label_linear(h, weight, label_weight, bias, None if activation == "identity" else activation)
-        # h differs from label to label already: one product, then the label's row
+        # h already depends on the label: one product, plus the column of U that belongs to the label.
         return activate(activation, F.linear(h, weight) + (label_weight.t() + (bias if bias.dim() == 1 else bias.unsqueeze(2))))
 
     def gaussian(self, noise: Noise, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
@@ -144,13 +154,17 @@ class EnumeratedLabels(Labels):
         return ops.marginalize_labels(self.log_qy, value + beta * log_py + (1.0 - beta) * self.log_qy)
 
     def log_weights(self, log_w: Tensor, log_py: Tensor, beta: float) -> Tensor:
-        # log Σ_y q_y (w_y / q_y)^β: at β = 1, q(y|·) cancels
+        # log Σ_y q_y (w_y / q_y)^β. At β = 1, q(y|·) cancels.
         log_w = log_w + (log_py if beta == 1.0 else beta * log_py + (1.0 - beta) * self.log_qy)
-        return ops.importance_bound(log_w) + math.log(log_w.shape[-1])  # the sum, whose gradient is 0 where no label has a weight
+        # importance_bound plus log Y is the log of the sum; its gradient is 0 where no label has a weight.
+        return ops.importance_bound(log_w) + math.log(log_w.shape[-1])
 
 
 class SparseLabels(Labels):
-    """The triples that a sparse sum keeps: `sample` [N] into the B·k samples, `y` [N], `weight` [N] in the sum."""
+    """The triples that a sparse sum keeps.
+
+    `sample` [N] indexes the B·k samples, `y` [N] is the label, and `weight` [N] is the weight of the triple in the sum.
+    """
 
     joins_rows = True
 
@@ -159,7 +173,8 @@ class SparseLabels(Labels):
         self.b, self.k, self.classes = log_qy.shape
         flat = keep.view(-1, self.classes)
         self.sample, self.y = flat.nonzero(as_tuple=True)
-        # any other label counts q/p against the most probable one, whose value is the baseline; a dropped one may have p = 0
+        # The most probable label is the baseline: every other kept label has weight q/p, and the most probable one has the
+        # rest, so that the weights of a sample sum to 1. Only kept triples are divided, because a dropped one may have p = 0.
         q, p = (t.reshape(-1, self.classes)[self.sample, self.y] for t in (log_qy, probability))
         weight = q.exp() / p
         is_best = self.y == best.view(-1)[self.sample]
@@ -177,7 +192,7 @@ class SparseLabels(Labels):
 
     def linear(self, h: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str) -> Tensor:
         product = F.linear(h, weight)
-        per_sample = h.dim() == 3  # label-free: one product per sample
+        per_sample = h.dim() == 3  # h is label-free: one product per sample
         total = self.expand(product + bias) if per_sample else product + (bias if bias.dim() == 1 else self.expand(bias))
         return activate(activation, total + F.embedding(self.y, label_weight.t()))
 
@@ -189,7 +204,7 @@ class SparseLabels(Labels):
     def prior(self, log_py: Tensor) -> Tensor:
         if log_py.dim() == 2:
             raise InputError("the sparse sum needs a p(y|·) whose parents do not depend on y: take the exact sum")
-        return log_py  # of all labels: its mean and the entropy are exact
+        return log_py  # log p of all labels: its mean and the entropy are exact
 
     def mean(self, term: Tensor) -> Tensor:
         if term.dim() == 2:
@@ -201,7 +216,7 @@ class SparseLabels(Labels):
 
 
 class RelaxedLabels(Labels):
-    """A soft label y [B, k, Y] in the simplex, of the Gumbel-softmax distribution around q(y|·)."""
+    """A soft label y [B, k, Y] in the simplex, drawn from the Gumbel-softmax distribution around q(y|·)."""
 
     def __init__(self, log_qy: Tensor, y: Tensor) -> None:
         self.log_qy, self.y = log_qy, y
@@ -210,33 +225,42 @@ class RelaxedLabels(Labels):
         return activate(activation, F.linear(h, weight) + F.linear(self.y, label_weight) + bias)
 
     def prior(self, log_py: Tensor) -> Tensor:
-        return log_py  # a p(y|·) whose parents depend on the label is taken at those of the soft one
+        return log_py  # if the parents of p(y|·) depend on the label, the soft label was used for them
 
     def kl(self, log_py: Tensor) -> Tensor:
         return -ops.marginalize_labels(self.log_qy, log_py)
 
 
 class LabelEstimator:
-    """How the sum over a label that is not given is taken."""
+    """How the sum over a label that is not given is computed."""
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
-        """The labels of one draw, from log q(y|·) [B, 1 or k, Y]."""
+        """The labels of one draw, given log q(y|·) [B, 1 or k, Y]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ExactSum(LabelEstimator):
-    """The exact sum over all labels: what a model does where no y is given."""
+    """The exact sum over all labels. Models use it if no y is given."""
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        """All labels, for each of the k samples."""
         return EnumeratedLabels(log_qy.expand(-1, k, -1))
 
 
 @dataclass(frozen=True)
 class SampledLabel(LabelEstimator):
-    """y ~ q(y|·), one per sample: the form whose L_K most publications report. It has no gradient to q(y|·), so none at all."""
+    """One label y ~ q(y|·) per sample. Most publications report L_K in this form.
+
+    It has no gradient to q(y|·). `bind` therefore raises InputError if q(y|·) needs a gradient.
+    """
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        """One label per sample, drawn from q(y|·).
+
+        Raises:
+            InputError: q(y|·) needs a gradient.
+        """
         if torch.is_grad_enabled() and log_qy.requires_grad:
             raise InputError("a sampled label has no gradient to q(y|x): train with the exact, sparse or gumbel sum")
         log_qy = log_qy.expand(-1, k, -1)
@@ -247,9 +271,16 @@ class SampledLabel(LabelEstimator):
 
 @dataclass(frozen=True)
 class SparseSum(LabelEstimator):
-    """Unbiased in value and gradient, with at most 1 + 1/τ labels on average, whatever their number.
+    """A sum over a few labels: unbiased in value and gradient, with at most 1 + 1/τ labels on average for any number of labels.
 
-    The most probable label is always kept, any other with probability min(1, q_y/τ) and counted inversely to it.
+    The most probable label is always kept. Any other label is kept with probability min(1, q_y/τ), and weighted by the inverse of
+    that probability.
+
+    Args:
+        tau: τ, above 0.
+
+    Raises:
+        InputError: tau is not above 0.
     """
 
     tau: float = 0.25
@@ -259,6 +290,7 @@ class SparseSum(LabelEstimator):
             raise InputError(f"tau must be above 0; got {self.tau}")
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        """The kept labels of each sample."""
         log_qy = log_qy.expand(-1, k, -1)
         with torch.no_grad():
             probability = (log_qy.exp() / self.tau).clamp(max=1.0)
@@ -270,7 +302,14 @@ class SparseSum(LabelEstimator):
 
 @dataclass(frozen=True)
 class GumbelSoftmax(LabelEstimator):
-    """A relaxed label, softmax((log q + Gumbel noise)/temperature) (Jang et al. 2017); the entropy stays exact. Biased."""
+    """A relaxed label, softmax((log q + Gumbel noise)/temperature) (Jang et al. 2017). It is biased; the entropy stays exact.
+
+    Args:
+        temperature: Above 0.
+
+    Raises:
+        InputError: The temperature is not above 0.
+    """
 
     temperature: float = 0.5
 
@@ -279,6 +318,7 @@ class GumbelSoftmax(LabelEstimator):
             raise InputError(f"temperature must be above 0; got {self.temperature}")
 
     def bind(self, log_qy: Tensor, k: int, noise: Noise, stream: int) -> Labels:
+        """A soft label for each of the k samples."""
         log_qy = log_qy.expand(-1, k, -1)
         gumbel = -torch.log(-torch.log(noise.uniform(log_qy, stream)))
         return RelaxedLabels(log_qy, torch.softmax((log_qy + gumbel.to(log_qy.dtype)) / self.temperature, -1))
@@ -293,5 +333,5 @@ LABEL_SUMS: dict[str, type[LabelEstimator]] = {
 
 
 def _pick(log_probs: Tensor, y: Tensor) -> Tensor:
-    """log_probs [B, k, Y] at y [B, 1 or k] -> [B, k]."""
+    """The entries of log_probs [B, k, Y] at the labels y [B, 1 or k]: [B, k]."""
     return log_probs.gather(-1, y.expand(log_probs.shape[:2]).unsqueeze(-1)).squeeze(-1)

@@ -25,7 +25,7 @@ def upward_layers(
     head: str,
     norm_head: bool,
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The MLPs and the heads that `climb` takes; an MLP of no widths passes d on."""
+    """Create the MLPs and the heads of `climb`. An MLP without layers passes d on unchanged."""
     up, heads = nn.ModuleList(), nn.ModuleList()
     for widths, size in zip(hidden, latent, strict=True):
         mlp = MLP(n_in, widths, activation, batch_norm)
@@ -36,7 +36,7 @@ def upward_layers(
 
 
 def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
-    """q̂(z_n) = head_n(d_n), d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
+    """The upward pass q̂(z_n) = head_n(d_n) with d_n = MLP_n(d_{n−1}), for n = 1 … L (eqs 5.1–5.3)."""
     q_hat = []
     for mlp, head in zip(up, heads, strict=True):
         d = mlp(d)
@@ -45,30 +45,32 @@ def climb(up: nn.ModuleList, heads: nn.ModuleList, d: Tensor) -> list[Gaussian]:
 
 
 class Ladder(HierarchicalVAE):
-    """The inference of the LVAE, which corrects the generative model from the top down (eqs 5.1–5.4).
+    """The inference model of the LVAE, which corrects the generative model from the top down (eqs 5.1–5.4).
 
-    d_n = up_n(d_{n−1}), d_0 = x, gives q̂(z_n) = N(μ̂_n, σ̂²_n) on the way up; on the way down q(z_L) = q̂(z_L), and q(z_n|·) is the
-    precision-weighted merge of q̂(z_n) and p(z_n|z_{n+1}): σ² = 1/(σ̂⁻² + σ_p⁻²), μ = σ² (μ̂ σ̂⁻² + μ_p σ_p⁻²).
-    Every layer's KL is exact, because q and p share their parents.
+    The upward pass computes d_n = up_n(d_{n−1}) with d_0 = x, and from it q̂(z_n) = N(μ̂_n, σ̂²_n). The downward pass starts from
+    q(z_L) = q̂(z_L). Below, q(z_n|·) is the precision-weighted product of q̂(z_n) and p(z_n|z_{n+1}): σ² = 1/(σ̂⁻² + σ_p⁻²) and μ
+    = σ² (μ̂ σ̂⁻² + μ_p σ_p⁻²). Every layer's KL is exact, because q and p have the same parents.
     """
 
     up: nn.ModuleList
     q: nn.ModuleList
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of each q̂(z_n), from the upward pass."""
         encoding = {}
         for i, (mean, log_var) in enumerate(climb(self.up, self.q, x), start=1):
             encoding[f"mean{i}"], encoding[f"log_var{i}"] = mean, log_var
         return encoding
 
     def infer(self, encoding: Encoding, k: int, noise: Noise) -> dict[str, Latent]:
+        """Draw z_L … z₁ in the downward pass."""
         layers = range(1, len(self.latent) + 1)
         return self._descend(
             [(encoding[f"mean{i}"].unsqueeze(1), encoding[f"log_var{i}"].unsqueeze(1)) for i in layers], k, noise
         )
 
     def _descend(self, q_hat: list[Gaussian], k: int, noise: Noise) -> dict[str, Latent]:
-        """z_L … z_1 from the top down, given q̂ of z₁ … z_L, each for 1 or k samples of a row."""
+        """Draw z_L … z_1 from the top down, given q̂ of z₁ … z_L, each for 1 or k samples of a row."""
         mean, log_var = q_hat[-1]
         top: Gaussian = (mean.expand(-1, k, -1), log_var.expand(-1, k, -1))
         latents = [Latent(*noise.gaussian(top, 1, stream=len(q_hat) - 1), q_hat[-1], exact=True)]
@@ -80,7 +82,10 @@ class Ladder(HierarchicalVAE):
 
 
 class LVAE(Ladder):
-    """The VAE with the inference of the ladder (eqs 5.1–5.4; `Ladder`). Arguments as for VAE; the defaults are the thesis's."""
+    """The ladder VAE: the generative model of `VAE` with the inference model of `Ladder` (eqs 5.1–5.4).
+
+    The arguments are those of `VAE`; the defaults are the thesis's.
+    """
 
     def __init__(
         self,
@@ -103,9 +108,13 @@ class LVAE(Ladder):
 
 
 class AuxiliaryLVAE(LVAE):
-    """The LVAE with an auxiliary variable: q(a|x) before the upward pass, which sees [x, a], and p(a|z₁ … z_L).
+    """The LVAE with an auxiliary variable a, which thesis §7 proposes.
 
-    Thesis §7 proposes it. auxiliary: the size of a. Other arguments as for LVAE.
+    q(a|x) comes before the upward pass, which sees [x, a]. The generative model adds p(a|z₁ … z_L). The other arguments are those
+    of `LVAE`.
+
+    Args:
+        auxiliary: Size of a.
     """
 
     def __init__(
@@ -125,13 +134,15 @@ class AuxiliaryLVAE(LVAE):
         self.q_a = GaussianMLP(x_dim, hidden[0], auxiliary, **layers)
         self.p_a = GaussianMLP(sum(latent), hidden[0][::-1], auxiliary, **layers)
         self.first = ConditionalMLP(auxiliary, hidden[0], activation, batch_norm, n_context=x_dim)
-        self.up[0] = nn.Identity()  # `first` is the upward pass's first MLP
+        self.up[0] = nn.Identity()  # `first` takes its place
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The mean and log-variance of q(a|x), and the contribution of x to the first layer of the upward pass."""
         mean, log_var = self.q_a(x)
         return {"mean": mean, "log_var": log_var, "context": self.first.context(x)}
 
     def infer(self, encoding: Encoding, k: int, noise: Noise) -> dict[str, Latent]:
+        """Draw a, compute the upward pass from [x, a], and draw z_L … z₁ in the downward pass."""
         q_a = encoding["mean"], encoding["log_var"]
         a, log_q = noise.gaussian(q_a, k, stream=len(self.latent))
         d = self.first(a, None, encoding["context"])

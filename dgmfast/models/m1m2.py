@@ -19,13 +19,20 @@ Z1, Z2 = 0, 1  # noise streams
 
 
 class M1M2(LabelModel):
-    """p(y) p(z₂) p(z₁|y, z₂) p(x|z₁) with q(z₁|x) q(y|z₁) q(z₂|z₁, y) (eqs 4.5–4.9).
+    """M1+M2: p(y) p(z₂) p(z₁|y, z₂) p(x|z₁) with q(z₁|x) q(y|z₁) q(z₂|z₁, y) (eqs 4.5–4.9).
 
-    M1, a VAE with the prior N(0, I), trains alone in the first `pretrain_epochs` epochs; then it is frozen, and M2 trains on
-    samples of its z₁: M2's marginal takes the place of M1's prior. With pretrain_epochs = 0 both train together, which did not
-    converge in the thesis.
+    M1, a VAE with the prior N(0, I), is trained alone in the first `pretrain_epochs` epochs. Then M1 is frozen, and M2 is trained
+    on samples of M1's z₁; M2's marginal p(z₁) replaces M1's prior. With pretrain_epochs = 0 both are trained together, which did
+    not converge in the thesis. The other arguments are those of `M2`.
 
-    latent: the sizes of z₁ and z₂. hidden1, hidden2: the widths of the MLPs of M1 and of M2. Others as for M2.
+    Args:
+        latent: Sizes of z₁ and z₂.
+        hidden1: Widths of the MLPs of M1.
+        hidden2: Widths of the MLPs of M2.
+        pretrain_epochs: Number of epochs in which M1 is trained alone.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class M1M2(LabelModel):
         return self.m1.output
 
     def begin_epoch(self, epoch: int) -> None:
+        """Make M1 trainable in the first `pretrain_epochs` epochs (0-based), and M2 afterwards."""
         self.pretraining = epoch < self.pretrain_epochs
         for part in (self.q_y, self.q_z2, self.p_z1):
             part.requires_grad_(not self.pretraining)
@@ -69,21 +77,26 @@ class M1M2(LabelModel):
 
     @property
     def ignores_labels(self) -> bool:
+        """True while M1 is trained."""
         return self.pretraining
 
     def train(self, mode: bool = True) -> M1M2:
+        """Set training mode, but leave a frozen M1 in evaluation mode."""
         super().train(mode)
         if self.pretrain_epochs and not self.pretraining:
-            self.m1.eval()  # frozen, with its batch statistics
+            self.m1.eval()  # a frozen M1 keeps its running batch statistics
         return self
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The encoding of M1: the mean and log-variance of q(z₁|x)."""
         return self.m1.encode(x)
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y|z₁), [B, k, Y], at k samples of z₁."""
         return self.q_y(noise.gaussian((encoding["mean"], encoding["log_var"]), k, Z1)[0])
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw z₁, then the label, then z₂, and return their terms. While M1 is trained, return the terms of M1 alone."""
         if self.pretraining:
             return self.m1.draw(encoding, x, k, noise)
         terms = self.m1.draw(encoding, x, k, noise)
@@ -98,9 +111,11 @@ class M1M2(LabelModel):
         return Terms(terms.decoding, log_px, latents, labels, log_py, self.cross_entropies(y, labels, q_y=log_qy))
 
     def fused(self, device: torch.device) -> list[nn.Module]:
+        """The modules that `draw` does not call on this device in evaluation (see nn.decode)."""
         return self.m1.fused(device)
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z₂, y and z₁ from the prior, and return the decoder's output for z₁."""
         z2 = self.standard_normal(n, self.latent[1], noise, Z2)
         labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         z1, _ = noise.gaussian(self.p_z1(z2, labels), 1, Z1)

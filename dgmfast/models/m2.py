@@ -14,9 +14,21 @@ from dgmfast.nn import OUTPUTS, ConditionalCategorical, ConditionalGaussian, Con
 
 
 class M2(LabelModel):
-    """p(y) p(z) p(x|y, z) with q(y|x) q(z|x, y) (eqs 4.5–4.9).
+    """M2, the semi-supervised VAE: p(y) p(z) p(x|y, z) with q(y|x) q(z|x, y) (eqs 4.5–4.9).
 
-    latent: the size of z. hidden: the widths of every MLP. likelihood, head: as for VAE. class_prior: as for LabelModel.
+    Args:
+        x_dim: Size of x.
+        num_classes: Number of labels, Y.
+        latent: Size of z.
+        hidden: Widths of every MLP.
+        activation: A key of `nn.ACTIVATIONS`.
+        likelihood: A key of `nn.OUTPUTS`: "bernoulli", "gaussian" or "pixelcnn".
+        head: "log_var" or "softplus" (see `nn.GaussianHead`).
+        batch_norm: If true, normalise the layers of the MLPs.
+        class_prior: p(y), see `LabelModel`.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -42,12 +54,15 @@ class M2(LabelModel):
         glorot(self)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """x itself, and log q(y|x)."""
         return {"x": x, "log_qy": self.q_y(x)}
 
     def label_log_probs(self, encoding: Encoding, x: Tensor, k: int, noise: Noise) -> Tensor:
+        """log q(y|x), [B, 1, Y]. It does not depend on a latent."""
         return encoding["log_qy"].unsqueeze(1)
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Draw the label and z, and return the terms of the latent "z"."""
         log_qy = encoding["log_qy"].unsqueeze(1)
         labels = self.bind(y, log_qy, k, noise)
         x = x.unsqueeze(1)
@@ -59,5 +74,6 @@ class M2(LabelModel):
         return Terms(decoded, log_px, latents, labels, labels.prior(self.log_py()), self.cross_entropies(y, labels, q_y=log_qy))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z and y from the prior, and return the input of the output distribution."""
         z = self.standard_normal(n, self.latent, noise, stream=0)
         return self.p_x(z, self.sampled_label(self.log_py().expand(n, 1, -1), noise, y))

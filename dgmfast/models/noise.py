@@ -1,4 +1,4 @@
-"""The noise of a draw, by its coordinates."""
+"""The noise of a draw, a function of its coordinates."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from dgmfast import ops
 from dgmfast.seeds import seed_or_drawn
 
 Gaussian = tuple[Tensor, Tensor]  # mean, log_var
-Seed = int | Tensor | None  # of a draw; None: a new one from torch's generator
+Seed = int | Tensor | None  # None draws a new seed from torch's generator
 
 SMALLEST = 2.0**-60  # keeps log u finite
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Where the noise of a draw comes from: row i, sample j, stream s always give the same numbers under one seed.
+    """The noise of a draw: under one seed, row i, sample j and stream s always give the same numbers.
 
-    seed: an int, or a 0-dim int64 tensor on the model's device. first_row, first_sample: the coordinates of the first draw.
+    Args:
+        seed: An int, or a 0-dimensional int64 tensor on the model's device.
+        first_row: Coordinate of the first row.
+        first_sample: Coordinate of the first sample.
     """
 
     seed: int | Tensor
@@ -28,7 +31,10 @@ class Noise:
     first_sample: int = 0
 
     def gaussian(self, q: Gaussian, k: int, stream: int) -> tuple[Tensor, Tensor]:
-        """z ~ q and log q(z), q = (mean, log_var): k draws of each row of [B, D], or one (k = 1) of each of [B, K, D]."""
+        """Draw z ~ q and compute log q(z), for q = (mean, log_var).
+
+        The result has k samples per row of [B, D], or one (k = 1) per entry of [B, K, D].
+        """
         return ops.gaussian_sample(*q, k, seed=self.seed, stream=stream, first_row=self.first_row, first_sample=self.first_sample)
 
     @classmethod
@@ -41,12 +47,15 @@ class Noise:
         first_row: int = 0,
         first_sample: int = 0,
     ) -> Noise:
-        """The noise of `seed`; where it is None, of a new seed from `generator`, by default torch's own of the device."""
+        """The noise of `seed`, or of a new seed if it is None.
+
+        The new seed is drawn from `generator`, by default torch's own generator of the device.
+        """
         return cls(seed_or_drawn(caller, seed, generator, device), first_row, first_sample)
 
     @torch.no_grad()
     def uniform(self, like: Tensor, stream: int) -> Tensor:
-        """u in (0, 1), float64, for each element of `like` [B, K, n]."""
+        """Draw u in (0, 1), float64, for each element of `like` [B, K, n]."""
         zeros = like.new_zeros(like.shape)
         normal, _ = self.gaussian((zeros, zeros), 1, stream)
         return torch.special.ndtr(normal.double()).clamp(SMALLEST, 1.0 - 2.0**-53)

@@ -1,4 +1,4 @@
-"""The PixelCNN (van den Oord et al. 2016): an exact, autoregressive p(x) without latents."""
+"""The PixelCNN (van den Oord et al. 2016): an exact autoregressive model p(x) without latents."""
 
 from __future__ import annotations
 
@@ -15,11 +15,24 @@ from dgmfast.nn import PixelCNNDecoder, image_of
 
 
 class PixelCNN(GenerativeModel):
-    """p(x) = Π_i p(x_i | x_1 … x_{i−1}) over the pixels, and their colours, in raster order; exact, with no latents.
+    """p(x) = Π_i p(x_i | x_1 … x_{i−1}) over the pixels, and over their colours, in raster order.
 
-    x: rows of an image (C, H, W), `image`, in [0, 1]; by default a square one of x_dim numbers. maps, blocks, tail, kernel,
-    first_kernel, likelihood and levels: the layers and the distribution of a pixel (dgmfast.nn.PixelCNNDecoder); the defaults are
-    those of FAME's decoder (App. E). Every bound of the protocol is log p(x) itself, whatever the number of samples.
+    log p(x) is exact. Every bound of the protocol is log p(x) itself, for any number of samples. x holds rows of images in [0,
+    1]. The arguments are those of `nn.PixelCNNDecoder`; the defaults are those of FAME's decoder (App. E).
+
+    Args:
+        x_dim: Size of x.
+        image: (C, H, W) of x; by default a square grey or colour image.
+        maps: Number of channels of the hidden layers.
+        blocks: Number of residual layers.
+        tail: Number of layers after them.
+        kernel: Kernel size of all layers except the first.
+        first_kernel: Kernel size of the first layer.
+        likelihood: "bernoulli", "categorical" or "logistic".
+        levels: Number of values of a pixel.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -41,17 +54,24 @@ class PixelCNN(GenerativeModel):
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x), exact: [B, D] -> [B] nats."""
+        """The exact log p(x): [B, D] -> [B], in nats.
+
+        Raises:
+            InputError: The model does not take x.
+        """
         self.check("log_prob", x, None)
         return self.output.log_prob(x.new_zeros(x.shape[0], 0), x)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
+        """The exact log p(x)."""
         return {"log_px": self.output.log_prob(x.new_zeros(x.shape[0], 0), x)}
 
     def draw(self, encoding: Encoding, x: Tensor, k: int, noise: Noise, y: Label = None) -> Terms:
+        """Terms without latents, whose log_px is the exact log p(x) for each of the k samples."""
         return Terms(x.new_zeros(x.shape[0], k, 0), encoding["log_px"].unsqueeze(1).expand(-1, k))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """An empty input [n, 1, 0] for the output distribution, because there are no latents."""
         return next(self.parameters()).new_zeros(n, 1, 0)
 
     @torch.no_grad()
@@ -65,10 +85,21 @@ class PixelCNN(GenerativeModel):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw the pixels of the rows observed [n, D] where keep, bool [D] or [n, D], is false: [n, D].
+        """Draw the pixels of the rows observed [n, D] where `keep` is false, and keep the others: [n, D].
 
-        Exact, x ~ p(x | observed), where what is kept comes before the rest in raster order, such as the top rows; else the rest
-        is drawn in raster order given what precedes it, which is not that conditional. temperature: divides the logits.
+        The sample is from p(x | kept pixels) if the kept pixels precede all others in raster order, such as the top rows.
+        Otherwise each pixel is drawn given the pixels before it, which is not that conditional distribution.
+
+        Args:
+            observed: [n, D].
+            keep: Boolean, [D] or [n, D].
+            seed: Seed of the noise; None draws one from `generator`.
+            temperature: Divides the logits.
+            progress: Called with the number of finished rows of pixels and the total number of rows.
+            generator: Source of the seed; by default torch's own generator.
+
+        Raises:
+            InputError: The model does not take `observed`, or `keep` has a wrong shape or dtype.
         """
         self.check("complete", observed, None)
         n, image = observed.shape[0], self.output.image

@@ -13,8 +13,10 @@ from dgmfast.nn import ConditionalMLP
 
 
 class SDGM(ADGM):
-    """p(y) p(z) p(a|z, y) p(x|a, y, z): the ADGM whose x depends on a too (App. A eqs 22–25). Arguments as for
-    ADGM, but auxiliary_sees_x: p(a|z, y, x) p(x|a, y, z) would be cyclic.
+    """The skip deep generative model: p(y) p(z) p(a|z, y) p(x|a, y, z) (App. A eqs 22–25).
+
+    It is the ADGM whose x also depends on a. The arguments are those of `ADGM`, except deterministic, and auxiliary_sees_x, with
+    which p(a|z, y, x) p(x|a, y, z) would be cyclic.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class SDGM(ADGM):
         return self.p_x(z, labels, self.p_x.context(a))
 
     def prior(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """Draw z, y and a from the prior, and return the input of the output distribution."""
         z = self.standard_normal(n, self.latent, noise, Z)
         labels = self.sampled_label(self.log_py().expand(n, 1, -1), noise, y)
         assert self.p_a is not None

@@ -1,4 +1,4 @@
-"""What a draw of a model returns: its latents, and the terms of the bounds."""
+"""The result of `draw`: the latents, and the terms of the bounds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ Label = Tensor | LabelEstimator | None
 
 @dataclass
 class Latent:
-    """One latent of a draw: its sample z [B, k, D] with log q(z|·) [B, k], and the Gaussians q and p that it has there.
+    """One latent of a draw: its sample z, log q(z|·), and the Gaussians q and p at that sample.
 
-    p: None for N(0, I). exact: whether KL(q ‖ p) is this latent's term of the bound, because under q the parents of p do not
-    depend on z. Where a label is summed over, all may be labelled (see `labels`).
+    All tensors are labelled if a label is summed over (see `labels`).
+
+    Args:
+        z: [B, k, D].
+        log_q: [B, k], in nats.
+        q: (mean, log_var) of q(z|·).
+        p: (mean, log_var) of p(z|·), or None for N(0, I).
+        exact: True if KL(q ‖ p) may replace log q − log p in the bound, because under q the parents of p do not depend on z.
     """
 
     z: Tensor
@@ -35,11 +41,14 @@ class Latent:
         return ops.gaussian_log_prob(self.z, *(self.p or ()))
 
     def kl(self, analytic: bool = True) -> Tensor:
-        """KL(q ‖ p) where exact and asked for, else the sample's log q − log p, maybe negative."""
+        """KL(q ‖ p) if it is exact and `analytic` is true, else log q − log p at the sample, in nats.
+
+        The second form may be negative.
+        """
         return ops.gaussian_kl(*self.q, *(self.p or ())) if self.exact and analytic else self.log_q - self.log_p()
 
     def kl_units(self) -> Tensor:
-        """The same for each unit, [..., D], of a draw that does not sum over a label."""
+        """The KL of each unit, [..., D] in nats, for a draw that does not sum over a label."""
         z, q = self.z.unsqueeze(-1), tuple(t.unsqueeze(-1) for t in self.q)
         p = tuple(t.unsqueeze(-1) for t in self.p or ())
         return ops.gaussian_kl(*q, *p) if self.exact else ops.gaussian_log_prob(z, *q) - ops.gaussian_log_prob(z, *p)
@@ -47,11 +56,16 @@ class Latent:
 
 @dataclass
 class Terms:
-    """The terms of the bounds for k joint draws of the latents, in nats.
+    """The terms of the bounds for k joint samples of the latents, in nats.
 
-    decoding: what the output distribution p(x|·) takes, or a function that makes it, where log_px could do without (nn.decode).
-    log_px: log p(x | latents), [B, k], labelled where a label is summed over. labels, log_py: the model's label, if it has one,
-    and log p(y|·) of what it is. cross_entropy: −log of the classifiers' probabilities of an observed label, [B, k].
+    Args:
+        decoding: The input of the output distribution p(x|·), or a function that computes it if log_px did not need it (see
+            nn.decode).
+        log_px: log p(x | latents), [B, k], or labelled if a label is summed over.
+        latents: The latents by name.
+        labels: The label of the draw, or None if the model has no label.
+        log_py: log p(y|·) of that label.
+        cross_entropy: −log of each classifier's probability of an observed label, [B, k].
     """
 
     decoding: Tensor | Callable[[], Tensor]
@@ -63,38 +77,42 @@ class Terms:
 
     @cached_property
     def decoded(self) -> Tensor:
-        """What the output distribution p(x|·) takes."""
+        """The input of the output distribution p(x|·), computed on first use."""
         return self.decoding if isinstance(self.decoding, Tensor) else self.decoding()
 
     def log_weights(self, beta: float = 1.0) -> Tensor:
-        """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k] (eq. 3.31; β: eq. 5.5).
+        """log p(x|latents) + β (log p(latents) − log q(latents)): [B, k], in nats (eq. 3.31; β: eq. 5.5).
 
-        Over a label, log Σ_y q(y|·) w_y^β, which needs no sample of it: at β = 1, q(y|·) cancels.
+        If a label is summed over, the result is log Σ_y q(y|·) w_y^β, where w_y is the weight with label y. It needs no sample of
+        the label; at β = 1, q(y|·) cancels.
         """
         prior = sum(self._term(latent.log_p()) - self._term(latent.log_q) for latent in self.latents.values())
         log_w = self.log_px + (prior if beta == 1.0 else beta * prior)
         return log_w if self.labels is None or self.log_py is None else self.labels.log_weights(log_w, self.log_py, beta)
 
     def bound(self, beta: float = 1.0, analytic: bool = True) -> Tensor:
-        """log p(x|latents) − β Σ KL, [B, k]: the ELBO's sample, its mean over a label taken by the op (eqs 3.30, 4.7, 4.20)."""
+        """The ELBO of each sample, log p(x|latents) − β Σ KL, [B, k] in nats (eqs 3.30, 4.7 and 4.20).
+
+        If a label is summed over, the result is the mean over the label, which the op marginalize_labels computes.
+        """
         kl = sum(self._term(latent.kl(analytic)) for latent in self.latents.values())
         value = self.log_px - (kl if beta == 1.0 else beta * kl)
         return value if self.labels is None or self.log_py is None else self.labels.bound(value, self.log_py, beta)
 
     def reconstruction(self) -> Tensor:
-        """log p(x|latents), [B, k]; its mean under q(y|·) where a label is summed over."""
+        """log p(x|latents), [B, k]. If a label is summed over, its mean under q(y|·)."""
         return self._mean(self.log_px)
 
     def kl_terms(self, analytic: bool = True) -> dict[str, Tensor]:
-        """KL of each latent, [B, k] or [B, 1]: analytic where exact and asked for.
+        """KL of each latent, [B, k] or [B, 1], in nats. The KL is analytic if it is exact and `analytic` is true.
 
-        An observed label costs −log p(y|·); one that is summed over KL(q(y|·) ‖ p(y|·)) (eqs 4.7 and 4.9).
+        The entry "y" is −log p(y|·) if the label is observed, and KL(q(y|·) ‖ p(y|·)) if it is summed over (eqs 4.7 and 4.9).
         """
         terms = {name: self._mean(latent.kl(analytic)) for name, latent in self.latents.items()}
         return terms if self.labels is None or self.log_py is None else {**terms, "y": self.labels.kl(self.log_py)}
 
     def per_label(self) -> Tensor:
-        """L(x, y) of every label, [B, k, Y], where the label was summed over exactly (eq. 4.9)."""
+        """L(x, y) for every label y, [B, k, Y] in nats, if the label is summed over exactly (eq. 4.9)."""
         assert self.log_py is not None
         kl = sum(self._term(latent.kl()) for latent in self.latents.values())
         return self.log_px - kl + self.log_py
@@ -108,7 +126,7 @@ class Terms:
 
 @dataclass
 class Elbo:
-    """The evidence lower bound of each row, [B] in nats, and its terms: bound = reconstruction − β Σ kl."""
+    """The evidence lower bound of each row and its terms, [B] in nats: bound = reconstruction − β Σ kl."""
 
     bound: Tensor
     reconstruction: Tensor

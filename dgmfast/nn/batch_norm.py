@@ -1,4 +1,4 @@
-"""Batch normalisation of rows: over all leading dimensions, with its statistics frozen, and folded into the layer before it."""
+"""Batch normalisation over all leading dimensions, freezing of its statistics, and folding it into the linear layer before it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ class RowBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of [..., features] over all leading dimensions."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., features] -> the same shape."""
         return super().forward(x.flatten(0, -2)).view(x.shape)
 
 
 def normalises(module: nn.Module) -> bool:
-    """Whether `module` normalises over a batch now."""
+    """True if `module` contains a batch normalisation in training mode, which uses the statistics of the batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in module.modules())
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation of `module` takes the statistics of each batch, as it does in training, and does not collect them."""
+    """Context manager: batch norm uses the statistics of each batch, as in training, but does not update the running ones."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training]
     momenta = [layer.momentum for layer in layers]
     try:
@@ -37,9 +38,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def folded_linear(linear: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """The weight and the bias of a linear layer with what normalises it.
+    """The weight and bias of a linear layer with the batch normalisation `norm` folded in; None if that is not possible.
 
-    None where that depends on the batch, or where one of them is not exactly what was made (`is_plain`).
+    It is not possible if the normalisation uses the statistics of the batch, or if a module was modified (see `is_plain`).
     """
     if not is_plain(linear, nn.Linear, "weight", "bias"):
         return None

@@ -1,4 +1,4 @@
-"""Convolutions between the latents of a hierarchy, on rows: [..., n_in] -> [..., n_out]."""
+"""Convolutions between the latents of a hierarchy, applied to flat rows: [..., n_in] -> [..., n_out]."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 
 class OverRows(nn.Sequential):
-    """Layers on images of `shape`, applied to rows: [..., C·H·W] -> [..., features], the layers' output flattened."""
+    """Apply layers for images of shape `shape` to flat rows, and flatten their output: [..., C·H·W] -> [..., features]."""
 
     def __init__(self, shape: Shape, *layers: nn.Module) -> None:
         super().__init__(*layers)
         self.shape = shape
 
     def forward(self, h: Tensor) -> Tensor:
+        """[..., C·H·W] -> [..., features]."""
         rows = h.shape[:-1]
         images: Tensor = super().forward(h.reshape(math.prod(rows), *self.shape))
         return images.view(*rows, math.prod(images.shape[1:]))
 
 
 class ConvUp(OverRows):
-    """Two 3 × 3 convolutions, the first of stride 2, each with batch norm and an activation: [..., C·H·W] -> [..., n_out].
+    """Two 3 × 3 convolutions, the first with stride 2, each followed by batch norm and activation: [..., C·H·W] -> [..., n_out].
 
-    large: (C, H, W) of what comes in; small: of what goes out, (C', ⌈H/2⌉, ⌈W/2⌉).
+    Args:
+        large: (C, H, W) of the input.
+        small: (C', ⌈H/2⌉, ⌈W/2⌉) of the output.
+        activation: A key of `ACTIVATIONS`.
+        batch_norm: If false, there is no batch norm.
     """
 
     def __init__(self, large: Shape, small: Shape, activation: str, batch_norm: bool) -> None:
@@ -42,9 +47,16 @@ class ConvUp(OverRows):
 
 
 class ConvDown(OverRows):
-    """A dense layer to maps of shape `small`, a transposed convolution of stride 2 to `large`: [..., n_in] -> [..., n_out].
+    """A dense layer to maps of shape `small`, a transposed convolution with stride 2 to `large`: [..., n_in] -> [..., n_out].
 
-    Each with batch norm and an activation; the sides of small are half of those of large, rounded up.
+    Each of the two is followed by batch norm and an activation.
+
+    Args:
+        n_in: Size of the input.
+        small: (C, H, W) of the maps. Its sides are half of those of large, rounded up.
+        large: (C, H, W) of the output.
+        activation: A key of `ACTIVATIONS`.
+        batch_norm: If false, there is no batch norm.
     """
 
     def __init__(self, n_in: int, small: Shape, large: Shape, activation: str, batch_norm: bool) -> None:
@@ -62,5 +74,6 @@ class ConvDown(OverRows):
 
 
 def _activated(channels: int, activation: str, batch_norm: bool) -> list[nn.Module]:
+    """The layers after a convolution: batch norm, if asked for, and the activation."""
     chosen = lookup("activation", activation, ACTIVATIONS)()
     return [nn.BatchNorm2d(channels), chosen] if batch_norm else [chosen]

@@ -1,4 +1,4 @@
-"""log p(x|z) of a whole Bernoulli decoder as one op, where its layers allow it."""
+"""log p(x|z) of a whole Bernoulli decoder as a single op, if its layers allow it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MOST_LAYERS: int = _C.max_mlp_layers
 
 
 def fused_layers(decoder: nn.Module, output: object, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The weights and biases that `decode` hands to ops.mlp_bernoulli_log_prob, or None where it calls the modules.
+    """The weights and biases that `decode` passes to ops.mlp_bernoulli_log_prob, or None if `decode` calls the modules.
 
-    It does so on a CPU for an MLP and a BernoulliOutput that are exactly that, with all that they hold (`is_plain`); an MLP with
-    batch normalisation must be in evaluation.
+    The op is used on a CPU, for an MLP and a BernoulliOutput that are unmodified, with all their submodules (see `is_plain`). An
+    MLP with batch normalisation must be in evaluation mode.
     """
     if device.type != "cpu" or not isinstance(decoder, MLP) or not isinstance(output, BernoulliOutput):
         return None
@@ -34,7 +34,7 @@ def fused_layers(decoder: nn.Module, output: object, device: torch.device) -> tu
 
 
 def fused_modules(decoder: nn.Module, output: object, device: torch.device) -> list[nn.Module]:
-    """The modules whose work `decode` does by one op on a device, in evaluation: none, or those of both."""
+    """The modules that `decode` replaces by one op on this device in evaluation: all modules of decoder and output, or none."""
     if fused_layers(decoder, output, device) is None:
         return []
     assert isinstance(output, nn.Module)
@@ -42,9 +42,19 @@ def fused_modules(decoder: nn.Module, output: object, device: torch.device) -> l
 
 
 def decode(decoder: nn.Module, output: OutputDistribution, z: Tensor, x: Tensor) -> tuple[Tensor | Callable[[], Tensor], Tensor]:
-    """h = decoder(z), or a function that makes it, and the output's log p(x|h) [B, k]: z [B, k, n] and x [B, 1, D].
+    """Decode z and compute the output's log-probability.
 
-    Under torch.no_grad a Bernoulli decoder is one op, where it can be (`fused_layers`), and h is made when it is asked for.
+    Under torch.no_grad a Bernoulli decoder runs as a single op, if `fused_layers` allows it. h is then computed only when it is
+    asked for.
+
+    Args:
+        decoder: The network that maps z to h.
+        output: The distribution p(x|h).
+        z: [B, k, n].
+        x: [B, 1, D].
+
+    Returns:
+        h = decoder(z), or a function that computes it, and log p(x|h) [B, k] in nats.
     """
     layers = None if torch.is_grad_enabled() else fused_layers(decoder, output, z.device)
     if layers is None:
@@ -58,7 +68,7 @@ def decode(decoder: nn.Module, output: OutputDistribution, z: Tensor, x: Tensor)
 
 @torch.no_grad()
 def _hidden(h: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str) -> Tensor:
-    """What the layers make of h: [..., n_in] -> [..., n_out]."""
+    """The output of the layers for the input h: [..., n_in] -> [..., n_out]."""
     for weight, bias in zip(weights, biases, strict=True):
         h = activate(activation, F.linear(h, weight, bias))
     return h

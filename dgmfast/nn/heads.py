@@ -1,4 +1,4 @@
-"""Conditional distributions of latents: the Gaussian and categorical heads of an MLP."""
+"""Conditional distributions of latents: Gaussian and categorical heads on top of an MLP."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from dgmfast.nn.mlp import MLP, ConditionalMLP, lookup
 
 
 def log_softplus(a: Tensor) -> Tensor:
-    """log(softplus(a)), finite where softplus underflows: there it equals a."""
-    # below −50, a − e^a/2 is a in float64 too, and e^−50 is far above float32's smallest number
+    """log(softplus(a)), which stays finite where softplus underflows; there it equals a."""
+    # log(softplus(a)) ≈ a − e^a/2, which rounds to a below −50 even in float64. e^−50 is far above the smallest float32.
     return torch.where(a < -50.0, a, torch.log(F.softplus(a.clamp(min=-50.0))))
 
 
-# How the second half of a Gaussian head becomes a log-variance. The thesis uses both forms.
+# How the second output of a Gaussian head becomes a log-variance. The thesis uses both forms.
 LOG_VAR_HEADS: dict[str, Callable[[Tensor], Tensor]] = {"log_var": lambda a: a, "softplus": log_softplus}
 
 
 class GaussianHead(nn.Module):
-    """[..., n_in] -> (mean, log_var), each [..., n_out].
+    """Mean and log-variance of a Gaussian, from two linear layers: [..., n_in] -> (mean, log_var), each [..., n_out].
 
-    `head` is "log_var" (a linear log-variance) or "softplus" (a softplus variance). batch_norm: normalise both linear layers
-    (App. B §3: "batch normalization throughout all layers, including the μ and σ layers").
+    Args:
+        n_in: Size of the input.
+        n_out: Size of the latent.
+        head: "log_var" for a linear log-variance, or "softplus" for a variance that is the softplus of a linear layer.
+        batch_norm: If true, normalise both linear layers (App. B §3: "batch normalization throughout all layers, including the μ
+            and σ layers").
+
+    Raises:
+        InputError: `head` is unknown.
     """
 
     def __init__(self, n_in: int, n_out: int, head: str = "log_var", batch_norm: bool = False) -> None:
@@ -43,11 +50,12 @@ class GaussianHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., n_in] -> (mean, log_var), each [..., n_out]."""
         return self.mean(h), LOG_VAR_HEADS[self.head](self.scale(h))
 
 
 def rename_parameters(state_dict: dict[str, Any], prefix: str = "") -> None:
-    """Give the parameters of Gaussian heads in a state dict of an earlier version their present names, in place."""
+    """Rename, in place, the parameters of Gaussian heads in a state dict of an earlier version to their current names."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         renamed = prefix + re.sub(r"(^|\.)spread\.", r"\1scale.", name[len(prefix) :])
         if renamed != name:
@@ -59,7 +67,17 @@ def _normed_linear(n_in: int, n_out: int, batch_norm: bool) -> nn.Module:
 
 
 class GaussianMLP(nn.Module):
-    """An MLP with a Gaussian head, a conditional N(mean(h), e^log_var(h)): [..., n_in] -> (mean, log_var), each [..., n_out]."""
+    """An MLP with a Gaussian head, N(mean(h), e^log_var(h)): [..., n_in] -> (mean, log_var), each [..., n_out].
+
+    Args:
+        n_in: Size of the input.
+        hidden: Width of each hidden layer.
+        n_out: Size of the latent.
+        activation: A key of `ACTIVATIONS`.
+        batch_norm: If true, normalise the hidden layers.
+        head: "log_var" or "softplus" (see `GaussianHead`).
+        norm_head: If true, normalise the layers of the head too.
+    """
 
     def __init__(
         self,
@@ -76,11 +94,16 @@ class GaussianMLP(nn.Module):
         self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., n_in] -> (mean, log_var), each [..., n_out]."""
         return self.gaussian(self.mlp(h))
 
 
 class ConditionalGaussian(nn.Module):
-    """N(mean, e^log_var) of a ConditionalMLP's output: the same arguments, and the head's size n_out."""
+    """A Gaussian head on a ConditionalMLP.
+
+    The arguments are those of ConditionalMLP and GaussianHead: n_out is the size of the latent, and norm_head normalises the
+    layers of the head.
+    """
 
     def __init__(
         self,
@@ -100,15 +123,19 @@ class ConditionalGaussian(nn.Module):
         self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
 
     def context(self, x: Tensor) -> Tensor:
-        """As ConditionalMLP.context."""
+        """See `ConditionalMLP.context`."""
         return self.mlp.context(x)
 
     def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The (mean, log_var) at h, each [..., n_out]; the arguments are those of `ConditionalMLP.forward`."""
         return self.gaussian(self.mlp(h, labels, context))
 
 
 class ConditionalCategorical(nn.Module):
-    """log q(y | h, x), normalised, of a ConditionalMLP's output: [..., n_in] -> [..., Y]."""
+    """log q(y | h, x), normalised: a ConditionalMLP with a linear layer and a log-softmax, [..., n_in] -> [..., Y].
+
+    The arguments are those of ConditionalMLP; num_classes is the number of labels, Y.
+    """
 
     def __init__(
         self,
@@ -124,8 +151,9 @@ class ConditionalCategorical(nn.Module):
         self.logits = nn.Linear(self.mlp.n_out, num_classes)
 
     def context(self, x: Tensor) -> Tensor:
-        """As ConditionalMLP.context."""
+        """See `ConditionalMLP.context`."""
         return self.mlp.context(x)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-probabilities of the labels at h, [..., n_in] -> [..., Y], with the `context(x)` if the layer has one."""
         return torch.log_softmax(self.logits(self.mlp(h, None, context)), -1)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons over any leading dimensions, [..., features]."""
+"""Multi-layer perceptrons on tensors [..., features] with any leading dimensions."""
 
 from __future__ import annotations
 
@@ -35,32 +35,46 @@ _SETTINGS = {name: {k: v for k, v in vars(module).items() if k not in vars(nn.Mo
 
 
 def _is_activation(module: nn.Module, name: str) -> bool:
-    """Whether a module is exactly the activation called `name`, with its settings."""
+    """True if the module is exactly the activation called `name`, with the same settings."""
     return is_plain(module, type(_STATELESS[name])) and _SETTINGS[name].items() <= module.__dict__.items()
 
 
 def activate(name: str, x: Tensor) -> Tensor:
-    """The activation called `name` at x."""
+    """Apply the activation called `name` to x."""
     result: Tensor = _STATELESS[name](x)
     return result
 
 
 def lookup(argument: str, value: str, table: dict[str, Callable]) -> Callable:
-    """table[value], or an InputError that lists what there is."""
+    """Return table[value].
+
+    Raises:
+        InputError: `value` is not a key of the table. The message names `argument` and lists the keys.
+    """
     if not isinstance(value, str) or value not in table:
         raise InputError(f"{argument} must be one of {', '.join(table)}; got {value!r}")
     return table[value]
 
 
 def _is_affine(module: nn.Module) -> bool:
-    """Whether a module is exactly a linear layer with a bias."""
+    """True if the module is exactly a linear layer with a bias."""
     return is_plain(module, nn.Linear, "weight", "bias") and module._parameters["bias"] is not None
 
 
 class MLP(nn.Sequential):
     """Linear (→ batch norm) → activation, once per entry of `hidden`: [..., n_in] -> [..., hidden[-1]].
 
-    A linear layer and its activation are one op where both are as they were made (`is_plain`); any other layer is called.
+    A linear layer and the activation after it run as one op while both are unmodified (see `is_plain`). Modified layers are
+    called as modules.
+
+    Args:
+        n_in: Size of the input.
+        hidden: Width of each layer. Without layers, the MLP returns its input.
+        activation: A key of `ACTIVATIONS`.
+        batch_norm: If true, normalise before each activation; the linear layers then have no bias.
+
+    Raises:
+        InputError: The activation is unknown.
     """
 
     def __init__(self, n_in: int, hidden: Sequence[int], activation: str = "tanh", batch_norm: bool = False) -> None:
@@ -75,22 +89,25 @@ class MLP(nn.Sequential):
         self.n_out, self.activation = n_in, activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., n_in] -> [..., n_out]."""
         layers = list(self)
         while layers:
             layer = layers.pop(0)
             if layers and _is_affine(layer) and _is_activation(layers[0], self.activation):
                 layers.pop(0)
                 assert isinstance(layer, nn.Linear)
-                # act(W x + b) as label_linear of one label, whose weight is b: bias and activation take one pass, both ways
+                # act(W x + b) is label_linear with a single label whose weight is b. Bias and activation then take one pass over
+                # memory, forward and backward.
                 x = ops.label_linear(x, layer.weight, layer.bias.unsqueeze(1), None, self.activation).squeeze(-2)
             else:
                 x = layer(x)
         return x
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]] | None:
-        """(weights, biases) of the layers, with batch normalisation as γ/σ (W h − μ) + β, which is a layer in evaluation.
+        """(weights, biases) of the layers, with batch normalisation folded into them; None if that is not possible.
 
-        None where it takes the statistics of its batch, and where a layer is not exactly what was made (`is_plain`).
+        In evaluation, batch normalisation is the linear layer γ/σ (W h − μ) + β. It cannot be folded while it uses the statistics
+        of the batch, and no layer can be read if it was modified (see `is_plain`).
         """
         weights: list[Tensor] = []
         biases: list[Tensor] = []
@@ -108,7 +125,7 @@ class MLP(nn.Sequential):
 
 
 def glorot(module: nn.Module) -> None:
-    """Draw all weights from Glorot and Bengio's (2010) uniform distribution, and set the biases to zero (App. A §4)."""
+    """Draw all weights from the uniform distribution of Glorot and Bengio (2010), and set all biases to zero (App. A §4)."""
     for layer in module.modules():
         if isinstance(layer, ConditionalMLP):
             layer.reset_parameters(nn.init.xavier_uniform_)
@@ -119,14 +136,23 @@ def glorot(module: nn.Module) -> None:
 
 
 class LabelLinear(nn.Module):
-    """A linear layer on [x, onehot(y)] and its activation, for every label at once: [..., n_in] -> [..., Y, n_out].
+    """Linear layer on [x, onehot(y)] with its activation, for every label y at once: [..., n_in] -> [..., Y, n_out].
 
-    The product with x is made once, not once per label (ops.label_linear).
+    The product with x is computed once for all labels (see ops.label_linear).
+
+    Args:
+        n_in: Size of x.
+        n_out: Size of the output.
+        num_classes: Number of labels, Y.
+        activation: A key of `ACTIVATIONS`, or None.
+
+    Raises:
+        InputError: The activation is unknown.
     """
 
     def __init__(self, n_in: int, n_out: int, num_classes: int, activation: str | None = None) -> None:
         super().__init__()
-        joint = nn.Linear(n_in + num_classes, n_out)  # initialised as the one layer that it is
+        joint = nn.Linear(n_in + num_classes, n_out)  # both parts are initialised as one layer
         self.weight = nn.Parameter(joint.weight.detach()[:, :n_in].clone())  # [H, I]
         self.label_weight = nn.Parameter(joint.weight.detach()[:, n_in:].clone())  # [H, Y]
         self.bias = nn.Parameter(joint.bias.detach().clone())
@@ -135,14 +161,26 @@ class LabelLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., n_in] -> [..., Y, n_out]."""
         return ops.label_linear(x, self.weight, self.label_weight, self.bias, self.activation)
 
 
 class ConditionalMLP(nn.Module):
-    """MLP(h, x, y), whose first layer is act(W h + V x + U onehot(y) + b).
+    """MLP on h, x and a label y, whose first layer is act(W h + V x + U onehot(y) + b).
 
-    The part V x + b is `context(x)`, [..., H], computed once per x; the label enters as `labels` says (models.labels), so that
-    nothing that does not depend on it is computed once per class.
+    `context(x)` computes V x + b once per x. The label is added by a `models.labels.Labels` object, so that whatever does not
+    depend on the label is computed once and not once per class.
+
+    Args:
+        n_in: Size of h.
+        hidden: Width of each layer, at least one.
+        activation: A key of `ACTIVATIONS`.
+        batch_norm: If true, normalise before each activation.
+        n_context: Size of x; 0 if the layer has no context.
+        num_classes: Number of labels, Y; 0 if the layer has no label.
+
+    Raises:
+        InputError: `hidden` is empty, or the activation is unknown.
     """
 
     def __init__(
@@ -172,7 +210,7 @@ class ConditionalMLP(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, init: Callable[[Tensor], Any] | None = None) -> None:
-        """Initialise [W, V, U] by `init` as the weight of one layer, and b with zeros.
+        """Initialise [W, V, U] by `init` as the weight of a single layer, and b with zeros.
 
         Without `init`, the weight is drawn as nn.Linear draws its weight.
         """
@@ -187,15 +225,25 @@ class ConditionalMLP(nn.Module):
         self.bias.zero_()
 
     def context(self, x: Tensor) -> Tensor:
-        """V x + b: [B, n_context] -> [B, 1, H], for all samples of a row; or [B, k, n_context] -> [B, k, H]."""
+        """V x + b: [B, n_context] -> [B, 1, H], shared by all samples of a row; or [B, k, n_context] -> [B, k, H]."""
         assert self.context_weight is not None
         for hook in self._forward_pre_hooks.values():
             if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
-                hook(self, ())  # These set a weight when forward is called, which comes later.
+                # These hooks set a weight when forward is called, but the weight is needed here already.
+                hook(self, ())
         return F.linear(x if x.dim() == 3 else x.unsqueeze(1), self.context_weight, self.bias)
 
     def forward(self, h: Tensor, labels: Any = None, context: Tensor | None = None) -> Tensor:
-        """h [..., n_in], with a `context` where the layer has one -> [..., n_out], labelled where `labels` are given."""
+        """h [..., n_in] -> [..., n_out]; with `labels`, the output has the labelled shape that `labels` defines.
+
+        Args:
+            h: [..., n_in].
+            labels: A `models.labels.Labels`, or None if the layer has no label.
+            context: The result of `context(x)`, if the layer has a context.
+
+        Raises:
+            InputError: A sparse label sum is used while batch normalisation is in training.
+        """
         bias = self.bias if context is None else context
         first = "identity" if self.norm is not None else self.activation
         if labels is None:

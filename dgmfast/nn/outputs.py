@@ -1,4 +1,4 @@
-"""The output distributions p(x|h): what all have, and those of one decoder layer, Bernoulli and Gaussian."""
+"""The output distributions p(x|h): their common interface, and the Bernoulli and Gaussian ones."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from dgmfast.nn.plain import is_plain
 
 
 class OutputDistribution(Protocol):
-    """p(x|h): what a model's `output` must have.
+    """p(x|h): the interface of a model's `output`.
 
-    support: the least and the largest value of x, or None for any. autoregressive: whether p(x|h) draws a number of x given
-    those before it.
+    `support` is the smallest and the largest value of x, or None if x may be any number. `autoregressive` is true if p(x|h) draws
+    each entry of x given the entries before it.
     """
 
     support: tuple[float, float] | None
     autoregressive: bool
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
-        """h [B, k, ...] and x [B, 1, D] -> log p(x|h) [B, k] in nats; further dimensions, of labels, as k."""
+        """log p(x|h) in nats: h [B, k, ...] and x [B, 1, D] -> [B, k]. A label dimension after k is kept."""
         ...
 
     def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        """The mean of p(x|h), [..., D]; of an autoregressive one, that of each number given those of x before it."""
+        """The mean of p(x|h), [..., D]. If p(x|h) is autoregressive, the mean of each entry given the entries of x before it."""
         ...
 
     def sample(
         self, h: Tensor, noise: Any, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """x ~ p(x|h), one for each row of h [n, 1, ...], with the noise of models.Noise: [n, 1, D].
+        """Draw x ~ p(x|h) once for each row of h [n, 1, ...]: [n, 1, D].
 
-        temperature: divides the logits, or multiplies the standard deviation. progress: told what is done, and of how much.
+        Args:
+            h: [n, 1, ...].
+            noise: The models.Noise to draw from.
+            temperature: Divides the logits, or multiplies the standard deviation.
+            progress: Called with the number of finished steps and the total number of steps.
         """
         ...
 
@@ -48,7 +52,13 @@ class OutputDistribution(Protocol):
 
 
 class BernoulliOutput(nn.Module):
-    """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d), of x in [0, 1]."""
+    """p(x|h) = Π_d Bernoulli(x_d; σ(W h + b)_d), for x in [0, 1].
+
+    Args:
+        n_in: Size of h.
+        x_dim: Size of x, D.
+        head: Ignored; it exists because the Gaussian output has it.
+    """
 
     support: tuple[float, float] | None = (0.0, 1.0)
     autoregressive = False
@@ -58,7 +68,7 @@ class BernoulliOutput(nn.Module):
         self.logits = nn.Linear(n_in, x_dim)
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
-        """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats; further dimensions, of labels, as k."""
+        """log p(x|h) in nats: h [B, k, n_in] and x [B, 1, D] -> [B, k]. A label dimension after k is kept."""
         one_x = h.dim() == x.dim() >= 2 and h.shape[0] == x.shape[0] and all(size == 1 for size in x.shape[1:-1])
         if not one_x or not is_plain(self.logits, nn.Linear, "weight", "bias"):
             return ops.bernoulli_log_prob(self.logits(h), x)
@@ -67,25 +77,31 @@ class BernoulliOutput(nn.Module):
         return log_prob.view(h.shape[:-1])
 
     def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        """[..., D]; x, what an autoregressive p(x|h) would see of what comes before, has no effect."""
+        """The mean of p(x|h), [..., D]. x has no effect; only autoregressive outputs use it."""
         return torch.sigmoid(self.logits(h))
 
     @torch.no_grad()
     def sample(
         self, h: Tensor, noise: Any, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """x ~ p(x|h), one for each row of h [n, 1, n_in], with the noise of models.Noise: [n, 1, D] of 0 and 1."""
+        """Draw x ~ p(x|h) once for each row of h [n, 1, n_in], with the noise of models.Noise: [n, 1, D] of zeros and ones."""
         logits = self.logits(h) / temperature
         return (noise.uniform(logits, OUTPUT_STREAM) < torch.sigmoid(logits.double())).to(logits.dtype)
 
     @torch.no_grad()
     def init_mean(self, mean: Tensor) -> None:
-        """Set the biases so that the untrained model's mean is `mean` [D], smoothed away from 0 and 1 (Burda et al. 2015)."""
+        """Set the biases so that the mean of the untrained model is `mean` [D], kept away from 0 and 1 (Burda et al. 2015)."""
         self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
 
 class GaussianOutput(nn.Module):
-    """p(x|h) = N(x; mean(h), e^log_var(h))."""
+    """p(x|h) = N(x; mean(h), e^log_var(h)), a Gaussian head on h.
+
+    Args:
+        n_in: Size of h.
+        x_dim: Size of x, D.
+        head: "log_var" or "softplus" (see `GaussianHead`).
+    """
 
     support: tuple[float, float] | None = None
     autoregressive = False
@@ -95,25 +111,27 @@ class GaussianOutput(nn.Module):
         self.gaussian = GaussianHead(n_in, x_dim, head)
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
-        """h [B, k, n_in] and x [B, 1, D] -> log p(x|h) [B, k] in nats."""
+        """log p(x|h) in nats: h [B, k, n_in] and x [B, 1, D] -> [B, k]. A label dimension after k is kept."""
         return ops.gaussian_log_prob(x, *self.gaussian(h))
 
     def mean(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """The mean of p(x|h), [..., D]. x has no effect; only autoregressive outputs use it."""
         return self.gaussian(h)[0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def sample(
         self, h: Tensor, noise: Any, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """x ~ p(x|h), one for each row of h [n, 1, n_in], with the noise of models.Noise: [n, 1, D]."""
+        """Draw x ~ p(x|h) once for each row of h [n, 1, n_in], with the noise of models.Noise: [n, 1, D]."""
         mean, log_var = self.gaussian(h)
         x: Tensor = noise.gaussian((mean, log_var + 2.0 * math.log(temperature)), 1, OUTPUT_STREAM)[0]
         return x
 
     @torch.no_grad()
     def init_mean(self, mean: Tensor) -> None:
+        """Set the bias of the mean, so that the mean of the untrained model is about `mean` [D]."""
         linear = self.gaussian.mean
-        assert isinstance(linear, nn.Linear)  # no output has batch normalisation
+        assert isinstance(linear, nn.Linear)  # an output's head has no batch normalisation
         linear.bias.copy_(mean)
 
 

@@ -1,4 +1,4 @@
-"""The distribution of one channel of a pixel: Bernoulli, categorical or discretised logistic."""
+"""The distribution of one colour channel of a pixel: Bernoulli, categorical or discretised logistic."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from torch.nn import functional as F
 from dgmfast import ops
 from dgmfast.errors import InputError
 
-LOWEST_LOG_SCALE = -7.0  # as PixelCNN++ has it
+LOWEST_LOG_SCALE = -7.0  # the bound that PixelCNN++ uses
 _PARAMETERS = {"bernoulli": lambda levels: 1, "categorical": lambda levels: levels, "logistic": lambda levels: 2}
 KINDS = tuple(_PARAMETERS)
 
 
 @dataclass(frozen=True)
 class PixelOutput:
-    """The distribution of one channel of a pixel, x in [0, 1], given the network's outputs there.
+    """The distribution of one colour channel of a pixel, x in [0, 1], given the network's outputs at that pixel.
 
-    kind: "bernoulli", by a logit, x in {0, 1}; "categorical", by one logit per level v, x = v / (levels − 1); "logistic", by the
-    mean and the log scale of a logistic distribution on [−1, 1] that is rounded to the levels (Salimans et al. 2017, eq. 2, with
-    one component). The outputs [N, C·P, H, W] are one group of P per channel; log scales below −7 count as −7.
+    The outputs [N, C·P, H, W] are C consecutive groups of P parameters, one group per channel. Log scales below −7 are raised to
+    −7.
+
+    Args:
+        kind: "bernoulli" has one logit, and x is 0 or 1. "categorical" has one logit per level v, and x = v / (levels − 1).
+            "logistic" has the mean and the log scale of a logistic distribution on [−1, 1], rounded to the levels (Salimans et
+            al. 2017, eq. 2, with one component).
+        levels: Number of values of x; 2 for "bernoulli".
+
+    Raises:
+        InputError: The kind is unknown, or levels is out of range.
     """
 
     kind: str = "bernoulli"
@@ -37,14 +45,14 @@ class PixelOutput:
             raise InputError(f"levels must be {expected}; got {self.levels}")
 
     def channels(self, colors: int) -> int:
-        """Outputs of the network for images of `colors` channels."""
+        """The number of outputs that a network needs for images of `colors` channels."""
         return colors * _PARAMETERS[self.kind](self.levels)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """log p(x) in nats: params [N, C·P, H, W], x [N, C, H, W] -> [N].
+        """log p(x) in nats: params [N, C·P, H, W] and x [N, C, H, W] -> [N].
 
         Raises:
-            InputError: shapes do not fit, or x is farther than 1e-4 from every level (categorical, logistic).
+            InputError: The shapes do not fit, or a value of x is farther than 1e-4 from every level (categorical and logistic).
         """
         params = self._by_channel(params, x.shape[1])
         if x.shape != params[:, :, 0].shape:
@@ -60,9 +68,9 @@ class PixelOutput:
         return _logistic_log_prob(params[:, :, 0], params[:, :, 1], level, self.levels).flatten(1).sum(1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """The value whose cumulative probability first exceeds u: params [N, P], u [N] in [0, 1) -> x [N], float64.
+        """The smallest value whose cumulative probability exceeds u: params [N, P] and u [N] in [0, 1) -> x [N], float64.
 
-        temperature divides the logits, and multiplies the scale of the logistic distribution.
+        `temperature` divides the logits, and multiplies the scale of the logistic distribution.
         """
         params, u = params.double(), u.double()
         if self.kind == "bernoulli":
@@ -77,7 +85,7 @@ class PixelOutput:
         return level.double() / (self.levels - 1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x], [N, C·P, H, W] -> [N, C, H, W]; of the logistic the mean parameter, moved to [0, 1] and clipped."""
+        """E[x]: params [N, C·P, H, W] -> [N, C, H, W]. For the logistic, the mean parameter mapped to [0, 1] and clipped."""
         params = self._by_channel(params, None)
         if self.kind == "bernoulli":
             return torch.sigmoid(params[:, :, 0])
@@ -87,7 +95,7 @@ class PixelOutput:
         return ((params[:, :, 0] + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def _by_channel(self, params: Tensor, colors: int | None) -> Tensor:
-        """[N, C, P, H, W]"""
+        """The parameters by channel, [N, C, P, H, W]."""
         count = self.channels(1)
         if params.dim() != 4 or params.shape[1] % count or (colors is not None and params.shape[1] != count * colors):
             expected = f"{count} per channel" if colors is None else str(count * colors)
@@ -96,9 +104,9 @@ class PixelOutput:
 
 
 def _logistic_log_prob(mean: Tensor, log_scale: Tensor, level: Tensor, levels: int) -> Tensor:
-    """log of the mass of the bin of width 2/(levels − 1) around the level, the outer bins reaching to infinity.
+    """Log-probability of the bin of width 2/(levels − 1) around the level; the two outer bins extend to infinity.
 
-    With a and b the bin's ends in units of the scale, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}): nothing cancels.
+    With a and b the ends of the bin in units of the scale, σ(b) − σ(a) = σ(b) σ(−a) (1 − e^{a−b}). In this form nothing cancels.
     """
     log_scale = log_scale.clamp(min=LOWEST_LOG_SCALE)
     center, half = 2.0 * level / (levels - 1) - 1.0 - mean, 1.0 / (levels - 1)
@@ -106,7 +114,7 @@ def _logistic_log_prob(mean: Tensor, log_scale: Tensor, level: Tensor, levels: i
     log_below_end = F.logsigmoid(inverse * (center + half))
     log_above_start = F.logsigmoid(-inverse * (center - half))
     width = 2.0 * half * inverse
-    # log(1 − e^{−w}); where w is small, log w − w/2, which does not underflow
+    # log(1 − e^{−w}). For small w it is log w − w/2, which does not underflow.
     log_width = math.log(2.0 * half) - log_scale - 0.5 * width
     log_inside = torch.where(width < 1e-3, log_width, torch.log(-torch.expm1(-width.clamp(min=1e-3))))
     inside = log_below_end + log_above_start + log_inside

@@ -1,4 +1,4 @@
-"""Drawing images from a stack of causal convolutions (a PixelCNN), pixel by pixel."""
+"""Draws images from a stack of causal convolutions (a PixelCNN), pixel by pixel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dgmfast.nn.pixel_output import PixelOutput
 from dgmfast.nn.pixelcnn_naive import pixels_by_passes
 from dgmfast.nn.plain import is_plain
 
-_IMAGES_PER_THREAD = 16  # that are drawn together: enough to share the weights, few enough for a processor's cache
+# Images that a thread draws together: enough of them to reuse the weights, few enough for the processor's cache.
+_IMAGES_PER_THREAD = 16
 
 
 @torch.no_grad()
@@ -31,34 +32,38 @@ def sample_pixels(
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Draw images [N, C, H, W] from a PixelCNN, pixel by pixel in raster order, the channels of a pixel in theirs.
+    """Draw images [N, C, H, W] from a PixelCNN, pixel by pixel in raster order, and channel by channel within a pixel.
 
-    The layers are applied one after the other, and the last one's outputs are the parameters of `output` at each pixel. Every
-    activation is computed once, so that an image costs one pass through the network in all. The weights are read when called;
-    the images do not depend on the number of threads or on the other images of the batch.
+    The layers are applied one after the other. The outputs of the last one are the parameters of `output` at each pixel. Every
+    activation is computed once, so that an image costs one pass through the network in total. The weights are read at each call.
+    The images do not depend on the number of threads or on the other images of the batch.
 
-    Where a layer is not a plain MaskedConv2d (it has a hook or a parametrisation, or is of another class), all layers are called
-    for each pixel and channel, which is slow; a warning says so. Those calls must not let an output see later pixels.
+    If a layer is not a plain MaskedConv2d (it has a hook or a parametrisation, or is of another class), all layers are called for
+    each pixel and channel, which is slow; a warning says so. These layers must not let an output see later pixels.
 
-    With `keep` the pixels of `observed` where it is true stay as they are. If these come first in raster order (the top rows,
-    say), the others are drawn from the exact conditional distribution. Around any other mask a pixel is drawn given the pixels
-    before it, kept or drawn, but not given the kept ones after it: that is not the conditional distribution given all kept ones.
+    With `keep`, the pixels of `observed` where `keep` is true are left as they are. If they come first in raster order (for
+    example, the top rows), the others are drawn from the exact conditional distribution. For any other mask, a pixel is drawn
+    given the pixels before it, kept or drawn, but not given the kept pixels after it. That is not the conditional distribution
+    given all kept pixels.
 
     Args:
-        layers: the first with mask A, the others with mask B, all of one number of colors; float32 or float64. The weights of
-            modules on CUDA are copied to the CPU; the images are drawn there and then moved to that device. Layers that are
-            called stay where they are.
-        uniforms: [N, C, H, W] float64 in [0, 1), one for each draw.
+        layers: The first with mask A, the others with mask B, all with the same number of colors; float32 or float64. If they are
+            on CUDA, their weights are copied to the CPU, and the images are drawn there and then moved to the device. Layers that
+            are called stay on their device.
+        output: The distribution of a pixel.
+        uniforms: [N, C, H, W] float64 in [0, 1), one number per draw.
         condition: [N, u, H, W], the inputs that the first layer sees unmasked.
-        observed: [N, C, H, W]. keep: bool, broadcast to that.
-        temperature: divides the logits, and multiplies the scale of logistic pixels.
-        progress: called with the number of rows done and of all rows; images are drawn in groups, whose rows are counted apart.
+        observed: [N, C, H, W].
+        keep: Boolean, broadcasts to the shape of observed.
+        temperature: Divides the logits, and multiplies the scale of logistic pixels.
+        progress: Called with the number of finished rows and the total number of rows. Images are drawn in chunks, and the rows
+            of each chunk are counted separately.
 
     Returns:
-        [N, C, H, W] in [0, 1], of the dtype and on the device of the layers.
+        [N, C, H, W] in [0, 1], with the dtype and the device of the layers.
 
     Raises:
-        InputError: layers that are not causal or do not fit together, or an argument whose shape, dtype or values are wrong.
+        InputError: The layers are not causal or do not fit together, or an argument has a wrong shape, dtype or value.
     """
     changed = [f"layer {i}" for i, layer in enumerate(layers) if not is_plain(layer.conv, MaskedConv2d, "weight", "bias")]
     first = _check_layers(layers, output, uniforms) if all(isinstance(layer.conv, MaskedConv2d) for layer in layers) else None
@@ -111,10 +116,13 @@ def sample_by_calls(
     progress: Callable[[int, int], None] | None = None,
     unmasked: int | None = None,
 ) -> Tensor:
-    """sample_pixels of any causal network(x, condition), by a full pass for each pixel and channel: slow.
+    """`sample_pixels` for any causal network(x, condition), with a full pass for each pixel and channel, which is slow.
 
-    module: has the network's parameters. changed: the part of it for which the fast sampler cannot be used. unmasked: the
-    channels of `condition`, None where they are not known.
+    Args:
+        network: Maps x and the condition to the parameters of all pixels, [N, C·P, H, W].
+        module: Holds the network's parameters; the first one gives the dtype and the device.
+        changed: The name of the part that prevents the fast sampler, for the warning.
+        unmasked: Number of channels of `condition`, or None if it is not known.
     """
     _check_uniforms(uniforms)
     _check_temperature(temperature)
@@ -140,16 +148,17 @@ def sample_by_calls(
 
 
 def _resolved(t: Tensor) -> Tensor:
-    """t on the CPU, with its values in memory as they are: the engine reads no negative bit."""
+    """t on the CPU, without the lazy negative bit of torch, which the extension does not read."""
     return t.detach().cpu().resolve_neg()
 
 
 def _bias(conv: MaskedConv2d) -> Tensor:
+    """The bias of a layer on the CPU, or zeros if it has none."""
     return torch.zeros(conv.out_channels, dtype=conv.weight.dtype) if conv.bias is None else _resolved(conv.bias)
 
 
 def _context(conv: MaskedConv2d, condition: Tensor, bias: Tensor) -> Tensor:
-    """What the unmasked inputs and the bias contribute, [N, O, H, W]."""
+    """The contribution of the unmasked inputs and the bias to the first layer, [N, O, H, W]."""
     weight = _resolved(conv.weight)[:, : conv.unmasked_inputs]
     padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
     with torch.autocast("cpu", enabled=False):
@@ -157,7 +166,7 @@ def _context(conv: MaskedConv2d, condition: Tensor, bias: Tensor) -> Tensor:
 
 
 def _check_layers(layers: Sequence[CausalLayer], output: PixelOutput, uniforms: Tensor) -> MaskedConv2d:
-    """The first layer's convolution, if all of them are causal together."""
+    """Check that the layers are causal and fit together, and return the convolution of the first one."""
     if not layers:
         raise InputError("layers must hold at least one layer; got none")
     _check_uniforms(uniforms)
@@ -207,9 +216,9 @@ def _check_temperature(temperature: float) -> None:
 def _check_maps(
     weight: Tensor, unmasked: int, uniforms: Tensor, condition: Tensor | None, observed: Tensor | None, keep: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """condition, observed and keep on the CPU, of the dtype of the layers, each in its full shape.
+    """Check condition, observed and keep, and return them on the CPU, in the dtype of the layers and in full shape.
 
-    weight: of the first layer. unmasked: how many unmasked inputs that has.
+    `weight` is the weight of the first layer, and `unmasked` the number of its unmasked inputs.
     """
     count, _, height, width = uniforms.shape
     expected = [count, unmasked, height, width]

@@ -16,14 +16,14 @@ from dgmfast.nn.pixel_output import KINDS, PixelOutput
 from dgmfast.nn.pixel_sampling import sample_by_calls, sample_pixels
 from dgmfast.nn.plain import is_plain
 
-OUTPUT_STREAM = 3000  # The noise stream that draws x.
+OUTPUT_STREAM = 3000  # The noise stream from which x is drawn.
 
 
 def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """(C, H, W) of rows of x_dim numbers: `image`, or a square grey or colour image.
+    """The image shape (C, H, W) of rows with x_dim numbers: `image` if it is given, else a square grey or colour image.
 
     Raises:
-        InputError: x_dim is not the size of `image`, or of no square image.
+        InputError: `image` does not have x_dim numbers, or x_dim is not the size of a square image.
     """
     if image is not None:
         try:
@@ -41,14 +41,27 @@ def image_of(x_dim: int, image: Sequence[int] | None = None) -> tuple[int, int, 
 
 
 class PixelCNNDecoder(nn.Module):
-    """p(x|c) = Π_i p(x_i | x_1 … x_{i−1}, c) over the pixels, and their colours, in raster order.
+    """p(x|c) = Π_i p(x_i | x_1 … x_{i−1}, c) over the pixels, and over their colours, in raster order.
 
-    One mask-A convolution of `first_kernel`; `blocks` residual ones, h + conv(relu(h)), of `kernel` with mask B; `tail` more
-    mask-B ones of relu(h), the last to the parameters of the pixels. c is an image of `condition` channels, which every pixel
-    sees in full. Without `autoregressive` no pixel sees x: the same layers without masks on c alone.
+    The layers are one mask-A convolution; then `blocks` residual layers h + conv(relu(h)) with mask B; then `tail` more mask-B
+    convolutions of relu(h), the last of which gives the parameters of the pixels. c is an image of `condition` channels, and
+    every pixel sees all of it.
 
-    image: (C, H, W). likelihood: "bernoulli", "categorical" over `levels` levels v/(levels − 1), or "logistic", discretised to
-    them (Salimans et al. 2017). maps: channels of the hidden layers, a multiple of C.
+    Args:
+        image: (C, H, W).
+        condition: Number of channels of c; 0 for none.
+        maps: Number of channels of the hidden layers, a multiple of C.
+        blocks: Number of residual layers.
+        tail: Number of layers after them, at least 1.
+        kernel: Odd kernel size of all layers except the first.
+        first_kernel: Odd kernel size of the first layer.
+        likelihood: "bernoulli"; "categorical" over the `levels` values v/(levels − 1); or "logistic", a logistic distribution
+            discretised to these values (Salimans et al. 2017).
+        levels: Number of values of a pixel, unless the likelihood is "bernoulli".
+        autoregressive: If false, no pixel sees x: the same layers, without masks, see c alone.
+
+    Raises:
+        InputError: An argument is out of range, or pixels see neither x nor a condition.
     """
 
     support: tuple[float, float] | None = (0.0, 1.0)
@@ -78,7 +91,8 @@ class PixelCNNDecoder(nn.Module):
         self.distribution = PixelOutput(likelihood, 2 if likelihood == "bernoulli" else levels)
         colors, out = image[0], self.distribution.channels(image[0])
         size, first_size = odd_size("kernel", kernel), odd_size("first_kernel", first_kernel)
-        self.row_numbers = max(maps, out) * image[1] * image[2]  # of the widest layer, for one row
+        # The numbers of the widest layer for one row; evaluate.memory reads them.
+        self.row_numbers = max(maps, out) * image[1] * image[2]
 
         def conv(n_in: int, n_out: int, size: tuple[int, int], mask: str = "B") -> Any:
             if autoregressive:
@@ -90,25 +104,28 @@ class PixelCNNDecoder(nn.Module):
         self.tail = nn.ModuleList(conv(maps, out if i == tail - 1 else maps, size) for i in range(tail))
 
     def layers(self) -> list[CausalLayer]:
-        """What `forward` computes, in order."""
+        """The layers that `forward` applies, in order."""
         blocks: list[Any] = list(self.blocks)
         tail: list[Any] = list(self.tail)
         residual = [CausalLayer(conv, relu=True, residual=True) for conv in blocks]
         return [CausalLayer(self.first), *residual, *(CausalLayer(conv, relu=True) for conv in tail)]
 
     def forward(self, c: Tensor, x: Tensor) -> Tensor:
-        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and x [N, C, H, W] before it."""
+        """The parameters of every pixel, [N, C·P, H, W], given c [N, condition, H, W] and the pixels of x before it.
+
+        x is [N, C, H, W].
+        """
         h = torch.cat([c, x], 1) if self.autoregressive else c
         return call_layers(self.layers(), h)
 
     def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
-        """The same of rows: c [..., condition·H·W] and x [..., D], of which leading dimensions broadcast."""
+        """The same for flat rows c [..., condition·H·W] and x [..., D], whose leading dimensions broadcast."""
         _, height, width = self.image
         maps = c.reshape(math.prod(c.shape[:-1]), self.condition, height, width)
         return self(maps, self._images(c, x))
 
     def log_prob(self, c: Tensor, x: Tensor) -> Tensor:
-        """c [..., condition·H·W] and x [..., D], of leading dimensions that broadcast -> log p(x|c) [...] in nats."""
+        """log p(x|c) in nats: c [..., condition·H·W] and x [..., D], whose leading dimensions broadcast -> [...]."""
         return self.distribution.log_prob(self.parameters_of(c, x), self._images(c, x)).view(c.shape[:-1])
 
     def _images(self, c: Tensor, x: Tensor) -> Tensor:
@@ -116,14 +133,14 @@ class PixelCNNDecoder(nn.Module):
         return x.expand(*c.shape[:-1], -1).reshape(math.prod(c.shape[:-1]), *self.image)
 
     def mean(self, c: Tensor, x: Tensor | None = None) -> Tensor:
-        """The mean of every pixel given c and the pixels of x before it (none: zeros), [..., D]."""
+        """The mean of every pixel given c and the preceding pixels of x (zeros if x is None), [..., D]."""
         x = c.new_zeros(math.prod(self.image)) if x is None else x
         return self.distribution.mean(self.parameters_of(c, x)).view(*c.shape[:-1], math.prod(self.image))
 
     def sample(
         self, h: Tensor, noise: Any, temperature: float = 1.0, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """x ~ p(x|h), one for each row of h [n, 1, condition·H·W]: [n, 1, D]."""
+        """Draw x ~ p(x|h) once for each row of h [n, 1, condition·H·W]: [n, 1, D]. See `OutputDistribution.sample`."""
         return self.generate(h, noise, temperature=temperature, progress=progress)
 
     @torch.no_grad()
@@ -136,10 +153,11 @@ class PixelCNNDecoder(nn.Module):
         temperature: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """x ~ p(x|c), one for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
+        """Draw x ~ p(x|c) once for each row of c [n, 1, condition·H·W], with the noise of models.Noise: [n, 1, D].
 
-        Pixel by pixel, by the cached sampler: `sample_pixels` has the arguments. For autoregressive pixels alone.
-        Where this module or a part of it is not exactly what was made, the module is called for each pixel, which is slow.
+        The pixels must be autoregressive. They are drawn one by one by the cached sampler; see `sample_pixels` for the other
+        arguments. If this module or a part of it was modified (see `is_plain`), the module is called for each pixel instead,
+        which is slow.
         """
         n = c.shape[0]
         uniforms = noise.uniform(c.new_zeros(n, 1, math.prod(self.image)), OUTPUT_STREAM).view(n, *self.image)
@@ -157,7 +175,7 @@ class PixelCNNDecoder(nn.Module):
         return x.view(n, 1, math.prod(self.image))
 
     def _changed(self) -> str | None:
-        """The name of a part that is not exactly what was made (`is_plain`), if there is one."""
+        """The name of a part that was modified (see `is_plain`), or None if there is none."""
         if not (is_plain(self, PixelCNNDecoder) or is_plain(self, PixelCNNOutput)):
             return type(self).__name__
         for name, part in self.named_children():
@@ -171,7 +189,7 @@ class PixelCNNDecoder(nn.Module):
 
     @torch.no_grad()
     def init_mean(self, mean: Tensor) -> None:
-        """Let untrained pixels have the mean of all of `mean` [D], by the last bias; those of a categorical stay as they are."""
+        """Set the last bias so that untrained pixels all have the mean value of `mean` [D]. Categorical pixels do not change."""
         last: Any = self.tail[-1]
         bias: Tensor = last.bias
         level = mean.mean().clamp(1e-3, 1.0 - 1e-3)
@@ -182,14 +200,22 @@ class PixelCNNDecoder(nn.Module):
 
 
 class PixelCNNOutput(PixelCNNDecoder):
-    """p(x|h) of a PixelCNN that sees a linear image of h, beside a model's other output distributions."""
+    """p(x|h) as a PixelCNN: a linear layer turns h into an image of one channel, which every pixel sees.
+
+    Args:
+        n_in: Size of h.
+        x_dim: Size of x, that of a square grey or colour image.
+        head: Ignored; it exists because the Gaussian output has it.
+    """
 
     def __init__(self, n_in: int, x_dim: int, head: str = "log_var") -> None:
         super().__init__(image_of(x_dim), condition=1)
         self.to_image = nn.Linear(n_in, math.prod(self.image[1:]))
 
     def parameters_of(self, c: Tensor, x: Tensor) -> Tensor:
+        """The parameters of every pixel, [N, C·P, H, W], given h [..., n_in] and x [..., D]; leading dimensions broadcast."""
         return super().parameters_of(self.to_image(c), x)
 
     def generate(self, c: Tensor, noise: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw x ~ p(x|h) once for each row of h [n, 1, n_in]: [n, 1, D]. See `PixelCNNDecoder.generate`."""
         return super().generate(self.to_image(c), noise, *args, **kwargs)

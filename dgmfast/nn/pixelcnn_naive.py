@@ -1,4 +1,4 @@
-"""Sampling from a PixelCNN with one pass over the whole image per pixel and channel: the truth for tests, and the slow path."""
+"""Samples from a PixelCNN with one full pass per pixel and channel: the reference for the tests, and the slow fallback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def causal_stack(layers: Sequence[CausalLayer], x: Tensor, condition: Tensor | None = None) -> Tensor:
-    """h_{i+1} = conv_i(h_i or relu(h_i)) (+ h_i), from h_0 = x: [N, C, H, W] -> [N, O, H, W]; condition: of the first layer."""
+    """Apply h_{i+1} = conv_i(h_i or relu(h_i)) (+ h_i), starting from h_0 = x: [N, C, H, W] -> [N, O, H, W].
+
+    `condition` is the unmasked input of the first layer.
+    """
     h = x
     for layer in layers:
         conv = layer.conv
@@ -40,7 +43,7 @@ def pixelcnn_sample(
     keep: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`sample_pixels` by a pass over the whole image for each pixel and channel."""
+    """`sample_pixels` with one pass over the whole image for each pixel and channel."""
     like = layers[0].conv.weight
     return pixels_by_passes(lambda x: causal_stack(layers, x, condition), like, output, uniforms, observed, keep, temperature)
 
@@ -55,9 +58,9 @@ def pixels_by_passes(
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """`pixelcnn_sample` of any network: parameters(x) gives those of all pixels of x [N, C, H, W], [N, C·P, H, W].
+    """`pixelcnn_sample` for any network: parameters(x) maps x [N, C, H, W] to the parameters of all pixels, [N, C·P, H, W].
 
-    The images have the dtype and the device of `like`, where the other tensors must be.
+    The images get the dtype and the device of `like`. The other tensors must be on that device.
     """
     images, channels, height, width = uniforms.shape
     x = torch.zeros(uniforms.shape, dtype=like.dtype, device=like.device)

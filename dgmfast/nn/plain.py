@@ -1,11 +1,11 @@
-"""Whether a module is exactly what its type says, so that a fused op may do its work."""
+"""A check that a module is unmodified, so that a fused op may use its parameters instead of calling it."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules import module as _module
 
-# Instance attributes that take the place of a method, a parameter or a statistic of the class.
+# Names of instance attributes that would replace a method, a parameter or a statistic of the class.
 _SHADOWS = frozenset(
     {
         *("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "log_prob"),
@@ -15,13 +15,17 @@ _SHADOWS = frozenset(
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module], *parameters: str) -> bool:
-    """True if a call of `module` runs the forward of `kind` on the module's own parameters, and nothing else.
+    """True if calling `module` runs the forward of the class `kind` on the module's own parameters, and does nothing else.
 
-    Only then may an op read the parameters instead of calling the module. It is false for a subclass of `kind`, such as an
-    adapter or a module with a parametrisation; with a forward or backward hook of any kind, on the module or on all modules
-    (`weight_norm`, `spectral_norm` and `prune` of the old style are forward pre-hooks); where a method was patched; after
-    `module.compile()`; and where the parameters are not exactly those named, each an nn.Parameter itself or None. Submodules
-    are not looked at.
+    Only then may an op read the parameters instead of calling the module. The result is false in these cases:
+
+    - the module is of a subclass of `kind`, such as an adapter or a module with a parametrisation;
+    - a forward or backward hook of any kind is registered, on the module or on all modules (the old-style `weight_norm`,
+      `spectral_norm` and `prune` are forward pre-hooks);
+    - a method was patched, or `module.compile()` was called;
+    - the parameters are not exactly those in `parameters`, each of them an nn.Parameter or None.
+
+    Submodules are not checked.
     """
     if type(module) is not kind:
         return False

@@ -1,4 +1,4 @@
-"""Objectives: the bounds that training maximises, and the gradients of the importance-weighted ones."""
+"""Objectives: the bounds that training maximises, and gradient estimators for the importance-weighted ones."""
 
 from dgmfast.objectives.objective import Labelled, Objective
 

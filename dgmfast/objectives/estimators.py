@@ -1,13 +1,14 @@
-"""Gradients of the importance-weighted bound: the estimators IWAE, STL and DReG, and a form whose memory does not grow with K.
+"""Gradient estimators of the importance-weighted bound: IWAE, STL and DReG, also in a form whose memory does not grow with K.
 
-All three are w̃ log w with constant normalised weights w̃, and differ in the weights that they give to three gradients of log w:
-the direct one of log p, the one through the samples, and the direct one of log q.
+All three estimators differentiate w̃ log w with the normalised weights w̃ held constant. log w has three gradients: the direct
+gradient of log p, the gradient through the samples, and the direct gradient of log q. The estimators give them different weights:
 
-- iwae: w̃, w̃, w̃, the gradient of the bound itself (Burda et al. 2016);
-- stl: w̃, w̃, 0, biased for K > 1 (Roeder et al. 2017);
-- dreg: w̃, (1−β) w̃ + β w̃², 0, unbiased (Tucker et al. 2019).
+- iwae: w̃, w̃ and w̃, the gradient of the bound itself (Burda et al. 2016);
+- stl: w̃, w̃ and 0, biased for K > 1 (Roeder et al. 2017);
+- dreg: w̃, (1−β) w̃ + β w̃² and 0, unbiased (Tucker et al. 2019).
 
-The direct gradient of log q is the one in the weights of q's networks; through sampled parents it counts as through the samples.
+The direct gradient of log q is the gradient with respect to the weights of q's networks. A gradient of log q through sampled
+parents counts as a gradient through the samples.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ Log = dict[str, Tensor]
 
 
 def group_bounds(log_w: Tensor, m: int, k: int) -> Tensor:
-    """log (1/k) Σ w of each group of k, [B, m], of log w [B, m·k]."""
+    """log (1/k) Σ w of each group of k samples, [B, m], from log w [B, m·k]."""
     return ops.importance_bound(log_w.unflatten(1, (m, k)))
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What is drawn from: a batch as the model has encoded it."""
+    """A batch together with its encoding, from which samples can be drawn."""
 
     model: GenerativeModel
     encoding: Encoding
@@ -45,15 +46,22 @@ class EncodedBatch:
     y: Label
 
     def draw(self, k: int, noise: Noise) -> Terms:
+        """Draw k samples per row, and return their terms."""
         return self.model.draw(self.encoding, self.x, k, noise, self.y)
 
 
 @dataclass(frozen=True)
 class ImportanceWeighted:
-    """(1/m) Σ log (1/k) Σ w^β, m groups of k samples, with the gradient of an estimator.
+    """The bound (1/m) Σ log (1/k) Σ w^β over m groups of k samples, with the gradient of an estimator.
 
-    chunk: samples of a row at a time, 0: all m·k. weight_filter: samples whose normalised weight is below it are left out of the
-    gradient; needs a chunk. running_statistics: between the samples, batch norm takes its running statistics.
+    Args:
+        k: Number of samples in a group.
+        m: Number of groups.
+        beta: β.
+        estimator: "iwae", "stl" or "dreg".
+        chunk: Number of samples of a row that are in memory at a time; 0 for all m·k.
+        weight_filter: Leave samples whose normalised weight is below this value out of the gradient. Needs a chunk.
+        running_statistics: If true, batch norm that would couple the samples uses its running statistics.
     """
 
     k: int
@@ -64,13 +72,15 @@ class ImportanceWeighted:
     weight_filter: float = 0.0
     running_statistics: bool = False
 
-    @torch.compiler.disable  # its hooks and its second pass are not for a graph
+    @torch.compiler.disable  # hooks and a second pass cannot be compiled
     def bound(self, rows: EncodedBatch, noise: Noise, log: Callable[[Terms], Log]) -> tuple[Tensor, Log]:
-        """The bound of each row, [B] nats, and the mean of `log` over the samples. No second derivatives, and none in x.
+        """The bound of each row, [B] in nats, and the mean of `log` over the samples.
+
+        It has no second derivative. Only the estimator iwae without a chunk supports a gradient in x.
 
         Raises:
-            InputError: batch norm in training between the samples; a label that is summed over, with another estimator than iwae
-                or a weight filter; dropout with a weight filter; an x that wants a gradient, with a chunk.
+            InputError: Batch norm in training would couple the samples; a label is summed over, with an estimator other than iwae
+                or with a weight filter; a weight filter is used with dropout; or x needs a gradient and there is a chunk.
         """
         model = rows.model
         if model.num_classes and not isinstance(rows.y, Tensor) and (self.estimator != "iwae" or self.weight_filter):
@@ -89,13 +99,16 @@ class ImportanceWeighted:
         return bound + (weighted - weighted.detach()).sum(1) / self.m, log(terms)
 
     def normalised(self, log_w: Tensor) -> Tensor:
-        """w̃ of log w, both [B, m·k]; 0 where all weights of a bound are 0."""
+        """The normalised weights w̃ from log w, both [B, m·k]. They are 0 if all weights of a group are 0."""
         groups = log_w.unflatten(1, (self.m, self.k))
         none = (groups == -math.inf).all(2, keepdim=True)
         return torch.softmax(groups.masked_fill(none, 0.0), 2).masked_fill(none, 0.0).flatten(1)
 
     def _estimate(self, rows: EncodedBatch, k: int, noise: Noise, weight: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
-        """log w, w̃ log w with the estimator's gradient, [B, k], and the terms; weight: w̃, None: of these samples themselves."""
+        """log w, w̃ log w with the estimator's gradient, both [B, k], and the terms.
+
+        `weight` is w̃, or None to compute it from these samples.
+        """
         samples: dict[int, Tensor] = {}
         replay = _Replay(rows) if self.estimator != "iwae" else None
         terms = rows.draw(k, _Record(noise.seed, noise=noise, samples=samples) if replay else noise)
@@ -109,7 +122,7 @@ class ImportanceWeighted:
     def _at(
         self, rows: EncodedBatch, k: int, noise: Noise, samples: dict[int, Tensor], weight: Tensor, replay: _Replay
     ) -> Tensor:
-        """log w at the samples, with the gradient of stl or dreg but for the factor w̃."""
+        """log w at given samples. Its gradient is that of stl or dreg, without the factor w̃."""
         path = 1.0 - self.beta + self.beta * weight if self.estimator == "dreg" else torch.ones_like(weight)
         given = _Given(noise.seed, samples={stream: _scale_gradient(z, path) for stream, z in samples.items()})
         with replay:
@@ -124,7 +137,7 @@ class ImportanceWeighted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record(Noise):
-    """Draws as `noise` does, whose coordinates count, and keeps the samples by stream."""
+    """Noise that draws from `noise`, with the coordinates of `noise`, and stores the samples by stream."""
 
     noise: Noise
     samples: dict[int, Tensor]
@@ -137,7 +150,7 @@ class _Record(Noise):
 
 @dataclass(frozen=True, kw_only=True)
 class _Given(Noise):
-    """Not a draw: the samples of a `_Record`, and their log q."""
+    """Returns the samples of a `_Record` instead of drawing, with their log q."""
 
     samples: dict[int, Tensor]
 
@@ -149,7 +162,7 @@ class _Given(Noise):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pairs(Noise):
-    """The noise of single samples: `noise` at `index`, (row, sample) pairs [N] among k samples of each of the B rows."""
+    """The noise of selected samples of `noise`: `index` holds N pairs (row, sample), among k samples of each of the B rows."""
 
     noise: Noise
     shape: tuple[int, int]  # B, k
@@ -165,7 +178,7 @@ class _Pairs(Noise):
 
 
 def _scale_gradient(z: Tensor, scale: Tensor) -> Tensor:
-    """z [B, k, D], whose gradient is multiplied by scale [B, k]."""
+    """Return z [B, k, D] unchanged; its gradient is multiplied by scale [B, k]."""
     z = z.view_as(z)
     if z.requires_grad:
         z.register_hook(lambda gradient: gradient * scale.unsqueeze(-1))
@@ -174,7 +187,7 @@ def _scale_gradient(z: Tensor, scale: Tensor) -> Tensor:
 
 @contextmanager
 def _constant(model: nn.Module) -> Iterator[None]:
-    """What is computed here has no gradient in the model's parameters."""
+    """Context manager: the model's parameters get no gradient from what is computed here."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in parameters:
@@ -186,7 +199,7 @@ def _constant(model: nn.Module) -> Iterator[None]:
 
 
 class _Streamed:
-    """The bound in two passes over chunks of samples: log w without gradients, then the same samples with known weights."""
+    """The bound in two passes over chunks of samples: first log w without gradients, then the same samples with known weights."""
 
     def __init__(self, settings: ImportanceWeighted, rows: EncodedBatch, noise: Noise, log: Callable[[Terms], Log]) -> None:
         self.settings, self.rows, self.noise, self._log = settings, rows, noise, log
@@ -196,20 +209,21 @@ class _Streamed:
         self.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
     def inputs(self, rows: EncodedBatch) -> list[Tensor]:
-        """What the bound is a function of."""
+        """The tensors that the bound depends on."""
         return [*rows.encoding.values(), *rows.model.parameters()]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """(first sample, number of samples)."""
+        """Yield (first sample, number of samples) of each chunk."""
         total = self.settings.m * self.settings.k
         for first in range(0, total, self.settings.chunk):
             yield first, min(self.settings.chunk, total - first)
 
     def at(self, first: int) -> Noise:
+        """The noise of the samples from `first` on."""
         return replace(self.noise, first_sample=self.noise.first_sample + first)
 
     def weigh(self) -> Tensor:
-        """Pass 1: the bound [B]; keeps the weights, and the log."""
+        """Pass 1: compute the bound [B], and store the weights and the log."""
         settings, total = self.settings, self.settings.m * self.settings.k
         log_w = torch.empty(0)
         with _uncoupled(self.rows.model, settings.running_statistics):
@@ -217,7 +231,7 @@ class _Streamed:
                 self.replays.append(_Replay(self.rows))
                 terms = self.rows.draw(k, self.at(first))
                 part = terms.log_weights(settings.beta)
-                # made once: many small tensors between large ones would keep the heap from shrinking
+                # Allocated once: many small tensors between large ones would keep the heap from shrinking.
                 log_w = log_w if first else part.new_empty(part.shape[0], total)
                 log_w[:, first : first + k] = part
                 for name, value in self._log(terms).items():
@@ -231,7 +245,7 @@ class _Streamed:
         return group_bounds(log_w, settings.m, settings.k).mean(1)
 
     def gradients(self, gradient: Tensor) -> list[Tensor | None]:
-        """Pass 2: of Σ_rows gradient · bound, in `inputs`."""
+        """Pass 2: the gradients of Σ_rows gradient · bound with respect to `inputs`."""
         settings = self.settings
         leaves = {name: t.detach().requires_grad_(t.requires_grad) for name, t in self.rows.encoding.items()}
         rows = replace(self.rows, encoding=leaves)
@@ -250,7 +264,7 @@ class _Streamed:
         return [next(summed) if t.requires_grad else None for t in inputs]
 
     def _chunk(self, rows: EncodedBatch, first: int, k: int, row_weight: Tensor) -> Tensor | None:
-        """Σ row_weight w̃ log w over the samples of a chunk that count; None where none does."""
+        """Σ row_weight w̃ log w over the samples of a chunk that pass the weight filter, or None if there are none."""
         noise, weight = self.at(first), self.weight[:, first : first + k]
         if not self.settings.weight_filter:
             return (row_weight.unsqueeze(1) * self.settings._estimate(rows, k, noise, weight)[1]).sum()
@@ -266,12 +280,12 @@ class _Streamed:
 
 
 class _StreamedBound(torch.autograd.Function):
-    """`_Streamed` as a function of the encoding and the parameters."""
+    """Autograd function for `_Streamed`, as a function of the encoding and the parameters."""
 
     @staticmethod
     def forward(ctx: Any, streamed: _Streamed, *inputs: Tensor) -> Tensor:
         ctx.streamed = streamed
-        ctx.save_for_backward(*inputs)  # so that a change of theirs before the backward pass is noticed
+        ctx.save_for_backward(*inputs)  # autograd then detects changes in place
         return streamed.weigh()
 
     @staticmethod
@@ -283,11 +297,15 @@ class _StreamedBound(torch.autograd.Function):
 
 
 def _drops(model: nn.Module) -> bool:
+    """True if the model contains dropout in training mode."""
     return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training for m in model.modules())
 
 
 class _Replay:
-    """`with replay:` dropout draws the masks that it drew where this was made; after it, the generator is as before."""
+    """Context manager that replays dropout: inside it, dropout draws the masks that it drew where this object was created.
+
+    Afterwards the generator is in the state that it had before.
+    """
 
     def __init__(self, rows: EncodedBatch) -> None:
         self.device = rows.x.device
@@ -314,7 +332,7 @@ class _Replay:
 
 @contextmanager
 def _uncoupled(model: nn.Module, frozen: bool) -> Iterator[None]:
-    """No batch norm joins samples: it raises in training, or takes its running statistics if `frozen`."""
+    """Context manager: no batch norm couples samples. In training mode it raises, or uses running statistics if `frozen`."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     handles = []
     try:

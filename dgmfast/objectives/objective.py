@@ -1,5 +1,7 @@
-"""Training objectives: ELBO, importance-weighted bound, semi-supervised loss, warm-up and free bits. Losses are to be minimised,
-in nats per row."""
+"""Training objectives: the ELBO, the importance-weighted bound, the semi-supervised loss, KL warm-up and free bits.
+
+Losses are minimised, in nats per row.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +38,38 @@ class Labelled(NamedTuple):
 
     x: Tensor  # [B, D]
     y: Tensor  # [B]
-    alpha: float  # the weight of the cross-entropies
-    first_row: int  # the coordinate of the noise of the first row
+    alpha: float  # weight of the cross-entropies
+    first_row: int  # coordinate of the first row in the noise
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised, averaged over the rows.
+    """The objective that training maximises, averaged over the rows.
 
-    k: importance samples inside the logarithm (eq. 3.31); 1 gives the ELBO, with the KL analytic where that is exact.
-    m: Monte-Carlo repetitions outside it. warmup_epochs, warmup_start: β grows linearly from warmup_start to 1 over the first
-    epochs (eq. 5.5). free_bits: nats that each latent's KL, averaged over the batch, may have at no cost (Kingma et al. 2016;
-    needs k = 1). β and free bits treat the label like any latent.
-    alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis: the cross-entropy of the labelled rows has the weight
-    α = alpha (N_l + N_u)/N_l (App. A eq. 13). label_sum: "exact", "sparse" (with tau) or "gumbel" (with temperature), how the
-    sum over the label of an unlabelled row is taken in training; the last two need k = 1.
-    estimator: "iwae", "stl" or "dreg", whose gradient is followed (objectives.estimators). chunk: how many samples of a row to
-    hold at once, so that memory does not grow with m·k; 0 holds all. weight_filter: with a chunk, leave samples whose normalised
-    weight is below it out of the gradient. running_statistics: with stl, dreg or a chunk, let batch norm between the samples take
-    its running statistics, because that of a batch would couple them. These follow log-density ratios, never an analytic KL.
+    Args:
+        k: Number of importance samples inside the logarithm (eq. 3.31). 1 gives the ELBO, with the analytic KL where it is exact.
+        m: Number of Monte-Carlo repetitions outside the logarithm.
+        warmup_epochs: Number of epochs over which β grows linearly from warmup_start to 1 (eq. 5.5). β scales the KL of the label
+            like that of any latent.
+        warmup_start: β in the first epoch.
+        free_bits: Number of nats up to which the KL of each latent, averaged over the batch, is free (Kingma et al. 2016). Needs
+            k = 1. The label counts as a latent.
+        analytic_kl: If true, use the analytic KL where it is exact.
+        alpha: β of the semi-supervised loss, between 0.1 and 2 in the thesis. The cross-entropy of the labelled rows has the
+            weight α = alpha (N_l + N_u)/N_l (App. A eq. 13).
+        label_sum: How training sums over the label of an unlabelled row: "exact", "sparse" or "gumbel". The last two need k = 1.
+        tau: τ of the sparse sum.
+        temperature: Temperature of the Gumbel-softmax relaxation.
+        estimator: Gradient estimator: "iwae", "stl" or "dreg" (see objectives.estimators).
+        chunk: Number of samples of a row that are in memory at a time, so that memory does not grow with m·k; 0 for all.
+        weight_filter: Leave samples whose normalised weight is below this value out of the gradient. Needs a chunk.
+        running_statistics: With stl, dreg or a chunk, let batch norm use its running statistics. The statistics of a batch would
+            couple the samples.
+
+    With stl, dreg or a chunk, the gradient follows log-density ratios, never an analytic KL.
+
+    Raises:
+        InputError: A setting is out of range, or two settings exclude each other.
     """
 
     k: int = 1
@@ -104,11 +119,11 @@ class Objective:
 
     @property
     def _streams(self) -> bool:
-        """Whether the gradient is one of objectives.estimators."""
+        """True if the gradient is computed by objectives.estimators."""
         return self.estimator != "iwae" or self.chunk > 0
 
     def check(self, model: GenerativeModel, x: Tensor, labelled: bool) -> None:
-        """Raise InputError where `loss` would, for a model in training, its rows x and whether there are labelled ones too."""
+        """Raise InputError if `loss` would raise it in training for this model and x, or because of labelled rows."""
         if not self._streams:
             return
         if labelled:
@@ -123,7 +138,7 @@ class Objective:
         return min(1.0, self.warmup_start + (1.0 - self.warmup_start) * epoch / self.warmup_epochs)
 
     def labels(self) -> LabelEstimator:
-        """How an unlabelled row's label is summed over."""
+        """The estimator that sums over the label of an unlabelled row."""
         return {"sparse": SparseSum(self.tau), "gumbel": GumbelSoftmax(self.temperature)}.get(self.label_sum, ExactSum())
 
     def loss(
@@ -137,16 +152,26 @@ class Objective:
         labelled: Labelled | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the batch (a scalar) and its terms for the log, detached scalars in nats per row.
+        """The loss of a batch, and its terms for the log.
 
-        shares: what the means over the rows of x and over the labelled rows count, where a process has a part of each.
+        Without labels y, the rows of x are the unlabelled rows. `labelled` rows add their own mean (App. A eqs 12 and 13). Row i
+        has the noise of row first_row + i of the whole batch, so that a batch may be split over processes.
 
-        x with y = None are the unlabelled rows; `labelled` ones add their own mean (App. A eqs 12, 13). Row i has the noise
-        of row first_row + i of the whole batch, so that a batch may be split over processes. Without a seed, each call draws one
-        from torch's generator.
+        Args:
+            model: The model, whose parameters get the gradients.
+            x: [B, D].
+            y: [B] labels of x, or None.
+            beta: β, the weight of the KL terms.
+            seed: Seed of the noise; None draws one from torch's generator.
+            first_row: Coordinate of the first row in the noise.
+            labelled: The labelled rows of the batch, or None.
+            shares: Weights of the mean over x and of the mean over the labelled rows, for a process that has only a part of each.
+
+        Returns:
+            The loss, a scalar in nats per row, and a dict of detached scalars in nats per row.
 
         Raises:
-            InputError: rows that the model does not take (GenerativeModel.check), or not with this objective.
+            InputError: The model does not take the rows (see GenerativeModel.check), or does not fit this objective.
         """
         model.check("loss", x, y)
         if labelled is not None:
@@ -164,12 +189,12 @@ class Objective:
         labelled: Labelled | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`loss` of rows that were checked before: it reads no value, so that a GPU does not wait."""
+        """`loss` for rows that have been checked already. It reads no values, so that the CPU does not have to wait for a GPU."""
         label: Label = self.labels() if y is None and model.num_classes else y
         if labelled is None:
             loss, log = self._loss(EncodedBatch(model, model.encode(x, label), x, label), Noise(seed, first_row), beta)
             return loss * shares[0], log
-        if normalises(model):  # by the statistics of each kind of rows
+        if normalises(model):  # labelled and unlabelled rows have separate statistics
             encoding, of_labelled = model.encode(x, label), None
         else:
             both = model.encode(torch.cat([x, labelled.x]), label)
@@ -207,9 +232,9 @@ class Objective:
     def _supervised(
         self, model: GenerativeModel, labelled: Labelled, beta: float, seed: int | Tensor, encoding: Encoding | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """−L(x, y) + α Σ E[−log of the classifiers' probability of y], averaged over the labelled rows (eqs 4.10, 4.11)."""
+        """−L(x, y) + α Σ E[−log of each classifier's probability of y], averaged over the labelled rows (eqs 4.10 and 4.11)."""
         x, y, alpha, first_row = labelled
-        # "we only collect statistics during unlabelled inference" (App. C); with an encoding there is no batch norm to freeze
+        # "we only collect statistics during unlabelled inference" (App. C). If there is an encoding, the model has no batch norm.
         with frozen_statistics(model) if encoding is None else nullcontext():
             encoding = model.encode(x, y) if encoding is None else encoding
             terms, entropies = model.supervise(encoding, x, self.m * self.k, Noise(seed, first_row), y)

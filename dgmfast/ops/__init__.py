@@ -1,4 +1,4 @@
-"""The ops: fused C++/CUDA forward and backward passes of the formulas that deep generative models spend their time in."""
+"""Fused ops: C++ and CUDA kernels, forward and backward, for the formulas that deep generative models spend their time in."""
 
 from dgmfast.ops.bernoulli import bernoulli_log_prob, linear_bernoulli_log_prob, mlp_bernoulli_log_prob
 from dgmfast.ops.conv import masked_conv2d

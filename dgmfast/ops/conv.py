@@ -1,4 +1,4 @@
-"""Convolutions that see only what precedes a pixel in raster order."""
+"""Masked convolution: each output pixel depends only on the pixels that precede it in raster order."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from dgmfast.ops.call import is_compiling, not_a_tensor
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: str = "B", colors: int = 1, unmasked_inputs: int = 0
 ) -> Tensor:
-    """A convolution of "same" size, padded with zeros, in which a pixel sees only what precedes it in raster order.
+    """Convolution of "same" size, zero-padded, in which each pixel depends only on the pixels that precede it in raster order.
 
-    conv2d(x, weight · reference.causal_mask(...), bias), computed over the taps that the mask leaves.
+    Equivalent to conv2d(x, weight · reference.causal_mask(...), bias), but computed only over the taps that the mask keeps.
 
     Args:
-        x: [N, I, H, W]. weight: [O, I, kh, kw] with odd kh, kw; masked taps may hold anything. bias: None or [O]. One floating
-            dtype and device.
+        x: [N, I, H, W], floating point.
+        weight: [O, I, kh, kw] with odd kh and kw, of the dtype and device of x. Masked taps may hold any value.
+        bias: [O], of the dtype and device of x, or None.
         mask: "A" hides the pixel itself, "B" shows it.
-        colors: channels, masked inputs and outputs alike, are so many groups of equal size in order. At the pixel itself an
-            output sees the groups before its own, with "B" its own too.
-        unmasked_inputs: the first so many inputs are in no group and seen at all taps.
+        colors: Number of colour groups. Masked inputs and outputs are each split into that many equal, consecutive groups. At
+            the pixel itself an output sees the groups before its own; with mask "B" it also sees its own group.
+        unmasked_inputs: Number of input channels, counted from the first, that belong to no group and are seen at every tap.
 
     Returns:
-        [N, O, H, W], in channels-last memory format where x is. Gradients flow to x, weight (exactly zero at masked taps) and
-        bias; a second derivative raises. Under autocast the dtype is that of `torch.nn.functional.conv2d` on CUDA, and float32 on
-        the CPU.
+        [N, O, H, W], in channels-last memory format if x has that format. Gradients flow to x, weight (exactly zero at masked
+        taps) and bias. A second derivative raises NotImplementedError. Under autocast the dtype is that of
+        `torch.nn.functional.conv2d` on CUDA, and float32 on the CPU.
 
     Raises:
-        ValueError: shapes do not fit, an even kernel, a mask that is neither, colors that do not divide the channels,
-            unmasked_inputs out of range, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, the kernel size is even, the mask is neither "A" nor "B", colors does not divide the
+            channels, unmasked_inputs is out of range, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
     Source: van den Oord et al. (2016), Pixel Recurrent Neural Networks, section 3.4.
     """

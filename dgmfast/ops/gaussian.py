@@ -1,4 +1,4 @@
-"""Diagonal Gaussians, parameterised by mean and log-variance: divergence, log-density, sampling, product."""
+"""Diagonal Gaussians, parameterised by mean and log-variance: KL divergence, log-density, sampling and product."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from dgmfast.seeds import seed_or_drawn
 
 
 def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None, log_var_p: Tensor | None = None) -> Tensor:
-    """KL divergence of two diagonal Gaussians, KL(N(mean_q, e^log_var_q) ‖ N(mean_p, e^log_var_p)), in nats.
+    """KL divergence between two diagonal Gaussians, KL(N(mean_q, e^log_var_q) ‖ N(mean_p, e^log_var_p)), in nats.
 
-    ½ Σ_d [log_var_p − log_var_q + e^{log_var_q − log_var_p} + (mean_q − mean_p)² e^{−log_var_p} − 1]; p defaults to N(0, I).
+    Computes ½ Σ_d [log_var_p − log_var_q + e^{log_var_q − log_var_p} + (mean_q − mean_p)² e^{−log_var_p} − 1].
 
     Args:
-        mean_q, log_var_q, mean_p, log_var_p: [..., D], one floating dtype and device; leading dimensions broadcast.
+        mean_q: [..., D], floating point.
+        log_var_q: [..., D].
+        mean_p: [..., D], or None for 0.
+        log_var_p: [..., D], or None for 0. All tensors share one dtype and device, and their leading dimensions broadcast.
 
     Returns:
-        [...], the divergence summed over D. Gradients flow to all four; a second derivative raises.
+        [...], summed over D. Gradients flow to all four arguments. A second derivative raises NotImplementedError.
 
     Raises:
-        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
     Source: the analytic KL of thesis eq. 3.11.
     """
@@ -38,16 +42,19 @@ def gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor | None = None,
 def gaussian_log_prob(x: Tensor, mean: Tensor | None = None, log_var: Tensor | None = None) -> Tensor:
     """Log-density of a diagonal Gaussian, log N(x; mean, e^log_var), in nats.
 
-    −½ Σ_d [log 2π + log_var + (x − mean)² e^{−log_var}]; mean and log_var default to 0.
+    Computes −½ Σ_d [log 2π + log_var + (x − mean)² e^{−log_var}].
 
     Args:
-        x, mean, log_var: [..., D], one floating dtype and device; leading dimensions broadcast.
+        x: [..., D], floating point.
+        mean: [..., D], or None for 0.
+        log_var: [..., D], or None for 0. All tensors share one dtype and device, and their leading dimensions broadcast.
 
     Returns:
-        [...], summed over D. Gradients flow to all three; a second derivative raises.
+        [...], summed over D. Gradients flow to all three arguments. A second derivative raises NotImplementedError.
 
     Raises:
-        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
     Source: log p(z) and log q(z|x) of thesis eqs 3.29 and 3.31.
     """
@@ -71,26 +78,31 @@ def gaussian_sample(
     first_sample: int = 0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Reparameterised draws z = mean + e^{log_var/2} ε and their log-density log q(z), in nats.
+    """Draw reparameterised samples z = mean + e^{log_var/2} ε and compute their log-density log q(z), in nats.
 
-    ε of row i, sample j, dimension d is the Philox draw keyed by seed at counter (d, first_sample + j, first_row + i, stream):
-    bit-equal for any chunking and thread count, and two streams never overlap. float32 and float64 draw the same ε to rounding.
+    The noise ε of row i, sample j and dimension d is a Philox number with the seed as key and the counter
+    (d, first_sample + j, first_row + i, stream). It is therefore bit-equal for any chunking and any number of threads, and two
+    streams never overlap. float32 and float64 draw the same ε up to rounding.
 
     Args:
-        mean, log_var: [B, D] for k draws of each row, or [B, K, D] for one draw of each (k = 1); they broadcast.
-        k: draws per row. seed: an int64, or a 0-dimensional int64 tensor on mean's device (a captured CUDA graph then draws
-            afresh at each replay). Without a seed, each call draws one from `generator`, by default torch's own, which
-            torch.manual_seed sets. stream, first_row, first_sample: 32-bit coordinates; under one seed, give every latent its
-            own stream.
+        mean: [B, D] for k samples of each row, or [B, K, D] for one sample of each entry (then k = 1).
+        log_var: The same as mean; the two broadcast.
+        k: Number of samples per row.
+        seed: An int of 64 bits, or a 0-dimensional int64 tensor on the device of mean. With a tensor, a captured CUDA graph draws
+            new noise at each replay. Without a seed, each call draws one from `generator`.
+        stream: 32-bit coordinate. Under one seed, give every latent its own stream.
+        first_row: 32-bit coordinate of the first row.
+        first_sample: 32-bit coordinate of the first sample.
+        generator: Source of the seed; by default torch's own generator, which torch.manual_seed sets.
 
     Returns:
-        z [B, k, D] (or [B, K, D]) and log_q [B, k] (or [B, K]). Gradients flow to mean and log_var through both outputs; the
-        backward pass draws the noise again instead of storing it; a second derivative raises.
+        z [B, k, D] (or [B, K, D]) and log_q [B, k] (or [B, K]). Gradients flow to mean and log_var through both outputs. The
+        backward pass draws the noise again instead of storing it. A second derivative raises NotImplementedError.
 
     Raises:
-        ValueError: k below 1, shapes that do not fit, a coordinate outside [0, 2³²), tensors on two devices, or both a seed and
-            a generator.
-        TypeError: a dtype that is not supported, mixed dtypes, or a seed that is neither an int nor an int64 tensor.
+        ValueError: k is below 1, the shapes do not fit, a coordinate is outside [0, 2³²), the tensors are on different devices,
+            or both a seed and a generator are given.
+        TypeError: A dtype is not supported, the dtypes are mixed, or the seed is neither an int nor an int64 tensor.
 
     Source: thesis eqs 3.20–3.21 (reparameterisation); Salmon et al. 2011 (Philox-4x32-10).
     """
@@ -117,20 +129,24 @@ def gaussian_sample(
 
 
 def gaussian_merge(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision-weighted product of two diagonal Gaussians: its mean and log-variance.
+    """Normalised product of two diagonal Gaussians (precision-weighted): its mean and log-variance.
 
-    σ² = 1/(σ_q⁻² + σ_p⁻²), mean = σ² (mean_q σ_q⁻² + mean_p σ_p⁻²).
+    The variance is σ² = 1/(σ_q⁻² + σ_p⁻²), and the mean is σ² (mean_q σ_q⁻² + mean_p σ_p⁻²).
 
     Args:
-        mean_q, log_var_q, mean_p, log_var_p: [..., D], one floating dtype and device; leading dimensions broadcast.
+        mean_q: [..., D], floating point.
+        log_var_q: [..., D].
+        mean_p: [..., D].
+        log_var_p: [..., D]. All tensors share one dtype and device, and their leading dimensions broadcast.
 
     Returns:
-        (mean, log_var), each [..., D]. Gradients flow to all four; a second derivative raises.
+        (mean, log_var), each [..., D]. Gradients flow to all four arguments. A second derivative raises NotImplementedError.
 
     Raises:
-        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
-    Source: thesis eq. 5.4, its σ read as a variance; App. B eqs 17–19.
+    Source: thesis eq. 5.4, where σ is read as a variance; App. B eqs 17–19.
     """
     if is_compiling():
         return torch.ops.dgmfast.gaussian_merge(mean_q, log_var_q, mean_p, log_var_p)

@@ -1,4 +1,4 @@
-"""Importance weights known by their logarithms: the bound, and a mergeable streaming state."""
+"""Importance weights, given by their logarithms: the importance-weighted bound, and a streaming state that can be merged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
     """Importance-weighted bound log (1/K) Σ_k w_k over the K weights along `dim`, in nats.
 
     Args:
-        log_w: [..., K, ...], floating.
+        log_w: [..., K, ...], floating point, the logarithms of the weights.
+        dim: The dimension of size K.
 
     Returns:
-        [...] without `dim`. The gradient is the normalised weights, and 0 where all weights are 0, whose bound is −∞; weights of
-        e^∞ share it. A second derivative raises.
+        [...] without `dim`. The gradient is the normalised weights. If all weights are 0, the bound is −∞ and the gradient 0.
+        Weights of e^∞ share the gradient equally. A second derivative raises NotImplementedError.
 
     Raises:
-        ValueError: no sample along dim. IndexError: no such dim. TypeError: a dtype that is not supported.
+        ValueError: There is no sample along `dim`.
+        IndexError: The tensor has no dimension `dim`.
+        TypeError: The dtype is not supported.
 
     Source: thesis eq. 3.31 (Burda et al. 2015).
     """
@@ -38,17 +41,19 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
 
 
 def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
-    """Sufficient statistics of importance weights, added to those of an earlier `state`, in one pass.
+    """Accumulate the sufficient statistics of importance weights in one pass, starting from those of an earlier `state`.
 
     Args:
-        log_w: [..., K], floating. state: [..., 5] float64 of an earlier call, or None.
+        log_w: [..., K], floating point, the logarithms of the weights.
+        state: [..., 5] float64 from an earlier call, or None to start.
 
     Returns:
-        [..., 5] float64: (max log w, Σ w/max, Σ (w/max)², Σ log w, count). `ImportanceState` reads the estimates off it.
-        Statistics only: a gradient asked of them raises.
+        [..., 5] float64: (max log w, Σ w/max, Σ (w/max)², Σ log w, count). `ImportanceState` computes the estimates from it. The
+        op has no gradient; asking for one raises RuntimeError.
 
     Raises:
-        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is not supported.
     """
     if is_compiling():
         return torch.ops.dgmfast.importance_state(log_w, state)
@@ -60,14 +65,15 @@ def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
 
 
 class ImportanceState:
-    """Streaming state of the importance weights of many rows: feed weights in blocks, read the estimates at any time.
+    """Streaming state of the importance weights of many rows: add weights in blocks, read the estimates at any time.
 
-    One pass, constant memory, and mergeable: states of two halves of the samples merge into the state of the whole, equal up
-    to float64 rounding (bit-equal where the blocks and their order are the same). Estimates are float64 tensors [...], in nats.
+    The weights are read once, and the memory is constant. States can be merged: the states of two halves of the samples merge
+    into the state of the whole, equal up to float64 rounding (and bit-equal if the blocks and their order are the same). The
+    estimates are float64 tensors [...], in nats.
     """
 
     def __init__(self, values: Tensor | None = None) -> None:
-        """values: [..., 5] float64, as `importance_state` returns it; None before the first weights."""
+        """Start from `values`, [..., 5] float64 as `importance_state` returns it, or from None before the first weights."""
         self._values = values
 
     @property
@@ -75,20 +81,25 @@ class ImportanceState:
         """The state itself, [..., 5] float64.
 
         Raises:
-            ValueError: no weights yet.
+            ValueError: No weights have been added yet.
         """
         if self._values is None:
             raise ValueError("ImportanceState: no weights yet; call update first")
         return self._values
 
     def update(self, log_w: Tensor) -> ImportanceState:
-        """Add the weights log_w [..., K]; returns self."""
+        """Add the weights whose logarithms are log_w [..., K], and return self."""
         with torch.no_grad():
             self._values = importance_state(log_w, self._values)
         return self
 
     def merge(self, other: ImportanceState) -> ImportanceState:
-        """The state of both sets of weights, over the same rows."""
+        """Return the state of both sets of weights, which must belong to the same rows.
+
+        Raises:
+            TypeError: `other` is not an ImportanceState.
+            ValueError: The two states have different shapes.
+        """
         if not isinstance(other, ImportanceState):
             raise TypeError(f"merge: other must be an ImportanceState; got {type(other).__name__}")
         if self._values is None or other._values is None:
@@ -99,37 +110,37 @@ class ImportanceState:
             )
         mine, theirs = self.values.unbind(-1), other.values.unbind(-1)
         top = torch.maximum(mine[0], theirs[0])
-        # e^0 where both maxima are the same infinity, whose difference is NaN
+        # Equal maxima give e^0; the difference of two equal infinities would be NaN.
         scale = [torch.where(s[0] == top, 0.0, s[0] - top).exp() for s in (mine, theirs)]
         sums = [mine[1] * scale[0] + theirs[1] * scale[1], mine[2] * scale[0] ** 2 + theirs[2] * scale[1] ** 2]
         return ImportanceState(torch.stack([top, *sums, mine[3] + theirs[3], mine[4] + theirs[4]], -1))
 
     @property
     def count(self) -> int:
-        """K, the number of weights of each row."""
+        """K, the number of weights per row (the largest one, if rows have different numbers)."""
         return 0 if self._values is None or self._values.numel() == 0 else int(self._values[..., 4].max())
 
     @property
     def log_px(self) -> Tensor:
-        """log (1/K) Σ w, the importance-weighted bound (eq. 3.31); biased below log p(x) by about std_error²/2."""
+        """The importance-weighted bound log (1/K) Σ w (eq. 3.31). On average it is below log p(x) by about std_error²/2."""
         top, total, _, _, count = self.values.unbind(-1)
         return top + total.log() - count.log()
 
     @property
     def elbo(self) -> Tensor:
-        """L_1, the mean of log w."""
+        """The bound L_1, the mean of log w."""
         _, _, _, logs, count = self.values.unbind(-1)
         return logs / count
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size (Σ w)² / Σ w², between 1 and K."""
+        """The effective sample size (Σ w)² / Σ w², between 1 and K."""
         _, total, squares, _, _ = self.values.unbind(-1)
         return total.square() / squares
 
     @property
     def std_error(self) -> Tensor:
-        """Standard error of log_px by the delta method: s.e.² = K/(K−1) (Σw²/(Σw)² − 1/K); infinite at K = 1."""
+        """The standard error of log_px by the delta method: s.e.² = K/(K−1) (Σw²/(Σw)² − 1/K). It is infinite for K = 1."""
         _, total, squares, _, count = self.values.unbind(-1)
         variance = (squares / total.square() - 1.0 / count).clamp(min=0.0) * count / (count - 1.0)
         return torch.where(count > 1, variance.sqrt(), math.inf)

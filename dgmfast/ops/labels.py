@@ -1,4 +1,4 @@
-"""What models with a label y pay for: a layer for every label at once, and the sum over the labels."""
+"""Ops for models with a label y: a linear layer for every label at once, and the expectation over the label."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dgmfast.ops.call import is_compiling, not_a_tensor
 
 
 def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
-    """Expectation over a label of its value, plus the label's entropy, in nats.
+    """Expectation over a label of its value, plus the entropy of the label, in nats.
 
-    Σ_y q_y (values_y − log q_y) with q = softmax(logits).
+    Computes Σ_y q_y (values_y − log q_y) with q = softmax(logits).
 
     Args:
-        logits, values: [..., Y], one floating dtype and device; leading dimensions broadcast.
+        logits: [..., Y], floating point.
+        values: [..., Y], of the same dtype and device; leading dimensions broadcast.
 
     Returns:
-        [...], summed over Y. Gradients flow to both; a second derivative raises.
-        A label that is impossible (q_y = 0, also by a logit of −∞) adds nothing, if its value is finite.
+        [...], summed over Y. Gradients flow to both arguments. A second derivative raises NotImplementedError. A label of
+        probability 0 (q_y underflows, or its logit is −∞) adds nothing if its value is finite.
 
     Raises:
-        ValueError: shapes do not fit, or tensors on two devices. TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
     Source: the bound of unlabelled data, thesis eq. 4.20.
     """
@@ -37,25 +39,27 @@ def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
 def label_linear(
     x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """A linear layer on (x, onehot(y)) and its activation, for every label y, with one product for all of them.
+    """Linear layer on the concatenation of x and onehot(y), with its activation, for every label y at once.
 
-    out[..., y, :] = act(W x + bias + label_weight[:, y]).
+    Computes out[..., y, :] = act(W x + bias + label_weight[:, y]). The product W x is computed once for all labels.
 
     Args:
-        x: [..., I]. weight: [H, I]. label_weight: [H, Y]. One floating dtype and device.
-        bias: None, [H], or [..., H] with leading dimensions that broadcast against those of x: the share of further inputs,
-            for example [B, 1, H] of one input per row beside x [B, k, I] of k samples per row.
-        activation: None, "relu", "leaky_relu" (of slope 0.1), "tanh", "softplus", "elu", or "identity", which is None.
+        x: [..., I], floating point.
+        weight: [H, I].
+        label_weight: [H, Y].
+        bias: None, [H], or [..., H] whose leading dimensions broadcast against those of x. The last form adds the contribution of
+            further inputs, for example [B, 1, H] from one input per row next to x [B, k, I] with k samples per row.
+        activation: None, "relu", "leaky_relu" (slope 0.1), "tanh", "softplus", "elu", or "identity", which is the same as None.
 
     Returns:
-        [..., Y, H]. Gradients flow to all four; a second derivative raises. Under autocast the dtype is that of
-        `torch.nn.functional.linear` on CUDA, and float32 on the CPU.
+        [..., Y, H]. Gradients flow to all four tensors. A second derivative raises NotImplementedError. Under autocast the dtype
+        is that of `torch.nn.functional.linear` on CUDA, and float32 on the CPU.
 
     Raises:
-        ValueError: shapes do not fit, an activation that is none of these, or tensors on two devices.
-        TypeError: a dtype that is not supported, or mixed dtypes.
+        ValueError: The shapes do not fit, the activation is unknown, or the tensors are on different devices.
+        TypeError: A dtype is not supported, or the dtypes are mixed.
 
-    Source: the networks of thesis eqs 4.17–4.20 on [x, y]; W [x; onehot(y)] = W_x x + W_y[:, y].
+    Source: the networks on [x, y] of thesis eqs 4.17–4.20; W [x; onehot(y)] = W_x x + W_y[:, y].
     """
     if is_compiling():
         return torch.ops.dgmfast.label_linear(x, weight, label_weight, bias, activation)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, scatter plots and whole PNG files."""
+"""What all figures share: colours, scatter plots, and PNG files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito (2008), then Tol's "muted": both made for all kinds of colour vision; markers tell the rest apart.
+# Okabe and Ito (2008), then Tol's "muted". Both palettes are made for all kinds of colour vision; beyond them, markers differ.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#AA9F00", "#882255", "#999999")
 MARKERS = "osv^D"
 Color = str | tuple[float, float, float]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches."""
-    # no pyplot: it would choose a window system and keep every figure alive
+    """An empty figure of the given size in inches."""
+    # pyplot would choose a window system and keep every figure alive.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(max(width, 3.6), max(height, 2.0)), dpi=150, layout="constrained")
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG, whole or not at all, in a folder that is made for it."""
+    """Write the figure as a PNG file, completely or not at all, and create its folder if necessary."""
     path = Path(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -42,7 +42,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def scatter(axes: Axes, points: np.ndarray, y: np.ndarray | None) -> None:
-    """Points [N, 2], with a colour, a marker and a legend entry per class y [N]."""
+    """Draw points [N, 2], with a colour, a marker and a legend entry per class y [N]."""
     size = 14 if len(points) < 2000 else 5
     if y is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=COLORS[0], linewidths=0)
@@ -56,13 +56,13 @@ def scatter(axes: Axes, points: np.ndarray, y: np.ndarray | None) -> None:
 def line(
     axes: Axes, x: Sequence[float], y: Sequence[float], label: str, color: Color, marker: str | None = None, style: str = "-"
 ) -> None:
-    """A curve; where it has one or two points only, they are marked."""
+    """Draw a curve. If it has only one or two points, they get markers."""
     marker = marker or ("o" if len(x) < 3 else None)
     axes.plot(x, y, label=label, color=color, marker=marker, linestyle=style, markersize=4, linewidth=1.6)
 
 
 def over_epochs(axes: Axes, ylabel: str, title: str) -> None:
-    """Name the axes of curves over the epochs, and draw the legend where there is one."""
+    """Label the axes of curves over the epochs, and draw the legend if there is one."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Figures that take several runs: errors and bounds over the epochs, bounds against the depth and against the labels."""
+"""Figures of several runs: errors and bounds over the epochs, bounds against depth and against the number of labels."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 Runs = Sequence[str | Path | RunLog]
 MOST_COLUMNS = 6  # runs side by side in one figure
-STYLES = ("-", "--", ":")  # of the splits of one run
+STYLES = ("-", "--", ":")  # for the splits of one run
 
 
 def error_curves(runs: Runs, path: str | Path) -> Path:
-    """The error in percent over the epochs of each run, in one colour per run (App. A Fig. 5).
+    """Draw the error in percent over the epochs, with one colour per run (App. A Fig. 5).
 
     Raises:
-        InputError: no run tells its error, or one is given twice.
+        InputError: No run has an error in its metrics, or a run is given twice.
     """
     return _over_epochs(runs, path, "_error", "error (%)", "Classification error")
 
 
 def bound_curves(runs: Runs, path: str | Path) -> Path:
-    """L_1 on the validation or test split over the epochs of each run, in one colour per run.
+    """Draw L_1 on the validation or test split over the epochs, with one colour per run.
 
     Raises:
-        InputError: no run was evaluated while it trained, the runs are on different data, or one is given twice.
+        InputError: No run was evaluated during training, the runs are on different data, or a run is given twice.
     """
     runs = _logs(runs)
     _check_data(runs)
@@ -46,6 +46,7 @@ def bound_curves(runs: Runs, path: str | Path) -> Path:
 
 
 def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: str, without: Sequence[str] = ()) -> Path:
+    """Draw the metrics whose names end in `suffix`, except those in `without`, over the epochs."""
     logs, figure = _logs(runs), new_figure(6.4, 4.4)
     axes = figure.subplots()
     titles, values, drawn = run_titles(logs), [], 0
@@ -68,14 +69,14 @@ def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: 
     if suffix == "_elbo":
         ordered = sorted(values)
         low, high = ordered[len(ordered) // 20], ordered[-1]
-        if high > low:  # the first epochs are far below and would flatten the rest
+        if high > low:  # the first epochs are far below, and would flatten the rest
             axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     over_epochs(axes, ylabel, title)
     return save(figure, path)
 
 
 def _color(number: int) -> tuple[float, float, float]:
-    """The colour of run `number`: those of all figures, then more, evenly around the circle of hues."""
+    """The colour of run `number`: one of COLORS, then further ones at even distances on the circle of hues."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if number < len(COLORS):
@@ -85,18 +86,20 @@ def _color(number: int) -> tuple[float, float, float]:
 
 
 def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
-    """Three bounds against the number of latent layers: L_1 of the training rows, L_1 and L_K of the test rows, a curve per kind
-    of model, the mean over runs of one kind and depth (thesis Fig. 5.3).
+    """Draw three bounds against the number of latent layers: L_1 of the training rows, and L_1 and L_K of the test rows.
+
+    There is a curve per kind of model, through the means over the runs of one kind and depth (thesis Fig. 5.3).
 
     Raises:
-        InputError: no two runs differ in depth, or the runs are on different data.
+        InputError: No two runs differ in depth, or the runs are on different data.
     """
     logs = _logs(runs)
     _check_data(logs)
     if len({depth(log.recipe) for log in logs}) < 2:
         raise InputError(f"expected runs with different numbers of latent layers; got one number in {_folders(logs)}")
     _check_rows(logs)
-    evaluated = all(log.test_bounds() for log in logs)  # on as many rows each, but maybe not on all, as the metrics are
+    # Evaluations are on the same number of rows, but maybe not on all test rows; the metrics are on all of them.
+    evaluated = all(log.test_bounds() for log in logs)
     most = max((max(log.test_bounds(), default=1) for log in logs), default=1)
     panels: dict[str, Callable[[RunLog], float | None]] = {
         "Training rows, L_1": lambda log: _last(log, "elbo"),
@@ -115,10 +118,12 @@ def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
 
 
 def bounds_by_labels(runs: Runs, path: str | Path) -> Path:
-    """The bounds on log p(x) of the test rows against the number of labelled training rows, a curve per K (App. C Fig. 4).
+    """Draw the bounds on log p(x) of the test rows against the number of labelled training rows, with a curve per K.
+
+    The figure follows App. C Fig. 4.
 
     Raises:
-        InputError: no two evaluated runs of models with a label differ in their number of labels, or they are on different data.
+        InputError: No two evaluated runs of models with a label differ in their number of labels, or they are on different data.
     """
     logs = [log for log in _logs(runs) if issubclass(MODELS[log.recipe.model["name"]], LabelModel) and log.test_bounds()]
     _check_rows(logs)
@@ -144,10 +149,10 @@ def bounds_by_labels(runs: Runs, path: str | Path) -> Path:
 
 
 def draw_comparison(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """All figures of several runs that these runs allow, into the folder `out`.
+    """Draw all figures that these runs allow into the folder `out`, and return their paths.
 
     Raises:
-        InputError: a folder is not a run, or the runs allow no figure.
+        InputError: A folder is not a run, or the runs allow no figure.
     """
     logs, out = _logs(folders), Path(out)
     figures: dict[str, Callable[[Runs, Path], Path]] = {
@@ -179,7 +184,7 @@ def draw_comparison(folders: Sequence[str | Path], out: str | Path) -> list[Path
 
 
 def _same_layers(logs: Sequence[RunLog]) -> list[list[RunLog]]:
-    """The runs that tell the KL of their units, by the names of their layers, at most MOST_COLUMNS together."""
+    """The runs that recorded the KL of their units, grouped by the names of their layers, at most MOST_COLUMNS per group."""
     groups: dict[tuple[str, ...], list[RunLog]] = defaultdict(list)
     for log in logs:
         layers = tuple(dict.fromkeys(layer for record in log.records for layer in record.get("kl_units") or {}))
@@ -189,11 +194,10 @@ def _same_layers(logs: Sequence[RunLog]) -> list[list[RunLog]]:
 
 
 def run_titles(logs: Sequence[RunLog]) -> dict[Path, str]:
-    """A title per folder that no other has: the recipe's name, or as much of the folder's end as tells it from runs of the same
-    recipe.
+    """A unique title for each folder: the recipe's name, or as many of the last parts of the path as make it unique.
 
     Raises:
-        InputError: a run is given twice.
+        InputError: A run is given twice.
     """
     titles: dict[Path, str] = {}
     for log in logs:
@@ -214,7 +218,7 @@ def depth(recipe: Recipe) -> int:
 
 
 def kind(recipe: Recipe) -> str:
-    """The model's name with the abbreviations of the thesis: batch normalisation, warm-up, importance weights."""
+    """The model's name with the thesis's abbreviations for batch normalisation (BN), warm-up (WU) and importance weights (IW)."""
     name = recipe.model["name"].upper()
     normed = recipe.model.get("batch_norm", _default(recipe, "batch_norm"))
     weighted = f"+IW{recipe.objective.k}" if recipe.objective.k > 1 else ""
@@ -222,12 +226,13 @@ def kind(recipe: Recipe) -> str:
 
 
 def _default(recipe: Recipe, setting: str) -> Any:
+    """The default of a setting of the recipe's model, or None."""
     parameter = inspect.signature(MODELS[recipe.model["name"]]).parameters.get(setting)
     return None if parameter is None else parameter.default
 
 
 def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None:
-    """A curve per name through the means of its values at each place."""
+    """Draw a curve per name through the means of its values at each place."""
     curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, place, value in points:
         if value is not None:
@@ -242,6 +247,7 @@ def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None
 
 
 def _check_rows(logs: Sequence[RunLog]) -> None:
+    """Raise InputError unless all evaluations are on the same number of test rows."""
     rows = {log.evaluation["rows"] for log in logs if log.test_bounds() and "rows" in log.evaluation}
     if len(rows) > 1:
         counts = " and ".join(map(str, sorted(rows)))
@@ -249,12 +255,14 @@ def _check_rows(logs: Sequence[RunLog]) -> None:
 
 
 def _check_data(logs: Sequence[RunLog]) -> None:
+    """Raise InputError unless all runs are on the same data set."""
     data = sorted({log.recipe.data for log in logs})
     if len(data) > 1:
         raise InputError(f"expected runs on one data set, because bounds on different rows do not compare; got {', '.join(data)}")
 
 
 def _last(log: RunLog, name: str) -> float | None:
+    """The last value of a metric, or None."""
     values = metric_series(log.records, name)[1]
     return values[-1] if values else None
 

@@ -1,4 +1,4 @@
-"""Figures of one training: bounds, terms and errors over the epochs, and the KL of each unit and layer."""
+"""Figures of one training run: bounds, terms and errors over the epochs, and the KL of each unit and layer."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ BOUNDS = {
     "test_elbo": "test, ELBO",
 }
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
-FAINTEST_KL = 1e-3  # nats: less is drawn as nothing
+FAINTEST_KL = 1e-3  # nats; smaller values are drawn like this one
 
 
 def training_curve(metrics: str | Path, path: str | Path) -> Path:
-    """The bounds and their terms over the epochs, from metrics.jsonl, in nats; for models with a label also the cross-entropies
-    of the classifiers in nats and the error in percent.
+    """Draw the bounds and their terms over the epochs, in nats, from metrics.jsonl.
+
+    Models with a label also get the cross-entropies of the classifiers in nats, and the error in percent.
 
     Raises:
-        InputError: the file cannot be read, or holds no epoch yet.
+        InputError: The file cannot be read, or holds no epoch yet.
     """
     records = read_metrics(metrics)
     entropies, errors = metric_names(records, prefix="ce_"), metric_names(records, suffix="_error")
@@ -65,7 +66,7 @@ def _draw_bounds(axes: Axes, records: list[Record]) -> None:
     shown = [name for name in BOUNDS if metric_names(records, prefix=name)]
     with_labels = bool(
         metric_names(records, prefix="ce_")
-    )  # then the objective holds weighted cross-entropies, in nats of another kind
+    )  # the objective then includes weighted cross-entropies, which are not on the scale of the bounds
     if with_labels or all(math.isclose(record["objective"], record["elbo"], rel_tol=1e-4) for record in records):
         shown.remove("objective")  # with one sample and without warm-up it is the ELBO
     for name in shown:
@@ -79,17 +80,18 @@ def _draw_bounds(axes: Axes, records: list[Record]) -> None:
 
 
 def _split(name: str) -> str:
-    """ "test_error" -> "test"."""
+    """The name of the split in the name of a metric: "test" in "test_error"."""
     split = name.rpartition("_")[0]
     return SPLITS.get(split, split)
 
 
 def kl_units(metrics: Mapping[str, str | Path], path: str | Path) -> Path:
-    """log KL of each unit over the epochs: a box per layer, its units sorted by their last KL, and a column per run, from the
-    metrics.jsonl of each by its title (thesis Fig. 5.2).
+    """Draw the log KL of each unit over the epochs, from the metrics.jsonl of each run, given by its title (thesis Fig. 5.2).
+
+    There is a box per layer, whose units are sorted by their last KL, and a column per run.
 
     Raises:
-        InputError: a file cannot be read, or holds no epoch with the KL of its units.
+        InputError: A file cannot be read, or holds no epoch with the KL of its units.
     """
     runs = {title: _units(read_metrics(file), file) for title, file in metrics.items()}
     layers = list({layer: None for run in runs.values() for layer in run})[::-1]  # the first layer is the lowest box
@@ -119,10 +121,12 @@ def kl_units(metrics: Mapping[str, str | Path], path: str | Path) -> Path:
 
 
 def kl_layers(metrics: Mapping[str, str | Path], path: str | Path) -> Path:
-    """The KL of each layer over the epochs, the sum over its units, with a panel per run as in `kl_units`.
+    """Draw the KL of each layer, the sum over its units, over the epochs, with a panel per run.
+
+    The arguments are those of `kl_units`.
 
     Raises:
-        InputError: as `kl_units`.
+        InputError: As in `kl_units`.
     """
     runs = {title: _units(read_metrics(file), file) for title, file in metrics.items()}
     figure = new_figure(5.2 * len(runs), 4.2)
@@ -141,6 +145,7 @@ Units = dict[str, tuple[list[int], np.ndarray[Any, Any]]]  # layer -> epochs [E]
 
 
 def _units(records: list[Record], file: str | Path) -> Units:
+    """The KL of each unit over the epochs, by layer."""
     found: dict[str, list[tuple[int, list[float]]]] = {}
     for record in records:
         for layer, values in (record.get("kl_units") or {}).items():
@@ -151,7 +156,7 @@ def _units(records: list[Record], file: str | Path) -> Units:
 
 
 def _edges(epochs: list[int]) -> np.ndarray[Any, Any]:
-    """Where the cells of the epochs begin and end: half-way between them."""
+    """The edges of the cells of the epochs, half-way between the epochs."""
     at = np.array(epochs, dtype=float)
     if len(at) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])

@@ -1,4 +1,4 @@
-"""Figures of images: samples, reconstructions, analogies, and the grid of a two-dimensional z₂."""
+"""Figures of images: samples, reconstructions, completions, analogies, and the grid of a two-dimensional z₂."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
-CLASSES = 20  # columns of analogies: more would be too small to see
+CLASSES = 20  # columns of analogies; with more, the images would be too small
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How rows x [N, D] become images of values in [0, 1].
+    """How rows x [N, D] become images with values in [0, 1].
 
-    shape: (C, H, W), of C = 1 grey image, a pair of them (drawn side by side), or 3 colours. pixels: [D] int64, which pixels of
-    the image a row holds; None: all. unit: what a value is multiplied by, a scalar or [D]; None: 1.
+    Args:
+        shape: (C, H, W) with C = 1 for a grey image, 2 for a pair of grey images, which are drawn side by side, or 3 for colours.
+        pixels: [D] int64, the pixels of the image that a row holds, or None for all.
+        unit: The factor of a value, a scalar or [D], or None for 1.
     """
 
     shape: ImageShape
@@ -41,7 +43,7 @@ class Layout:
 
     @staticmethod
     def of(dataset: Dataset) -> Layout | None:
-        """The layout of a data set's rows as the models see them (`data.sample_inputs`); None where they are no images."""
+        """The layout of a data set's rows as models see them (see `data.sample_inputs`), or None if they are not images."""
         shape = dataset.image_shape or dataset.full_shape
         if shape is None:
             return None
@@ -51,10 +53,10 @@ class Layout:
         return Layout(shape, dataset.pixels, unit)
 
     def images(self, x: Tensor, what: str) -> Tensor:
-        """x [N, D] -> [N, C, H, W], C = 1 or 3.
+        """x [N, D] -> [N, C, H, W] with C = 1 or 3.
 
         Raises:
-            InputError: rows of another size, or a number of channels that cannot be drawn; it begins with `what`.
+            InputError: The rows have another size, or the number of channels cannot be drawn. The message begins with `what`.
         """
         width = math.prod(self.shape) if self.pixels is None else len(self.pixels)
         if x.shape[1] != width or self.shape[0] not in (1, 2, 3):
@@ -68,10 +70,12 @@ class Layout:
 
 
 def layout_of_run(folder: str | Path, recipe: Recipe, data_dir: str | Path | None = None) -> Layout | None:
-    """The layout of a run's rows, from its config.json; the data set is read where levels of a Gaussian p(x|·) have units.
+    """The layout of a run's rows, from its config.json.
+
+    If p(x|·) is Gaussian, the data set is read, because its levels may have a scale.
 
     Raises:
-        InputError: config.json, or that data set, cannot be read.
+        InputError: config.json or the data set cannot be read.
     """
     path = Path(folder) / CONFIG
     try:
@@ -95,9 +99,9 @@ def samples(
     seed: int = 0,
     x: Tensor | None = None,
 ) -> Path:
-    """n draws from the model in a grid, as the means of p(x | latents) or, of an autoregressive one, as its draws.
+    """Draw n samples of the model in a grid: the means of p(x | latents), or samples of x if p is autoregressive.
 
-    x: [n, D], draws that are there already.
+    `x` [n, D] holds samples that exist already.
     """
     images = _layout(layout).images(model.sample(n, y, seed) if x is None else x, "samples")
     columns = math.ceil(math.sqrt(n))
@@ -120,10 +124,10 @@ def reconstructions(
     seed: int = 0,
     rows_name: str = "rows",
 ) -> Path:
-    """The first n rows of x [N, D] above the means of p(x | latents) with the latents drawn from q(latents | x).
+    """Draw the first n rows of x [N, D] above the means of p(x | latents), with the latents drawn from q(latents | x).
 
-    A model with a label draws it from q(y | x) too, unless y [N] is given. An autoregressive p sees the data's preceding pixels.
-    rows_name: what the title calls the rows, such as "test rows".
+    A model with a label also draws the label from q(y | x), unless y [N] is given. An autoregressive p sees the preceding pixels
+    of the data. `rows_name` is the name of the rows in the title, such as "test rows".
     """
     x, layout = x[:n], _layout(layout)
     again = model.reconstruct(x, None if y is None else y[:n], seed)
@@ -154,13 +158,13 @@ def masking_study(
     seed: int = 0,
     rows_name: str = "rows",
 ) -> Path:
-    """What each input of FAME's PixelCNN adds (App. E Fig. 3): the first n rows of x [N, D], and their reconstructions with both
-    inputs, without the image from z, and without x.
+    """Draw what each input of FAME's PixelCNN contributes (App. E Fig. 3).
 
-    rows_name: what the title calls the rows.
+    The figure shows the first n rows of x [N, D], and their reconstructions with both inputs, without the image from z, and
+    without x. `rows_name` is the name of the rows in the title.
 
     Raises:
-        InputError: not a FAME with concatenation.
+        InputError: The model is not a FAME with concatenation.
     """
     if not isinstance(model, FAME) or not model.autoregressive:
         raise InputError(f"masking_study: expected a FAME that concatenates x; got {type(model).__name__}")
@@ -192,12 +196,12 @@ def completions(
     seed: int = 0,
     rows_name: str = "rows",
 ) -> Path:
-    """The upper halves of the first n rows of x [N, D], and `draws` draws of the lower ones given them.
+    """Draw the upper halves of the first n rows of x [N, D], and `draws` samples of the lower halves given the upper ones.
 
-    rows_name: what the title calls the rows.
+    `rows_name` is the name of the rows in the title.
 
     Raises:
-        InputError: not a PixelCNN.
+        InputError: The model is not a PixelCNN.
     """
     if not isinstance(model, PixelCNN):
         raise InputError(f"completions: expected a PixelCNN; got {type(model).__name__}")
@@ -218,10 +222,10 @@ def completions(
 def analogies(
     model: LabelModel, path: str | Path, layout: Layout | ImageShape, *, rows: int = 10, classes: int = CLASSES, seed: int = 0
 ) -> Path:
-    """Class-conditional samples: the noise of the latents is fixed in a row, the class y in a column.
+    """Draw class-conditional samples. The noise of the latents is the same in a row, and the class y in a column.
 
     Raises:
-        InputError: a model without a label, or images of another size.
+        InputError: The model has no label, or the images have another size.
     """
     if not isinstance(model, LabelModel):
         raise InputError(f"analogies: expected a model with a label; got {type(model).__name__}")
@@ -251,13 +255,13 @@ def z2_grid(
     seed: int = 0,
     rows_name: str = "rows",
 ) -> Path:
-    """A mesh of a two-dimensional z₂ decoded with its class inferred (left) and with the class `fixed` (right); between them
-    the means of q(z₂ | x) at x [N, D], coloured by y [N], with the box of the mesh (thesis Fig. 4.9).
+    """Draw a mesh of a two-dimensional z₂, decoded with the class inferred (left) and with the class `fixed` (right).
 
-    The noise of z₁, and of y, is the same in every cell. rows_name: what the title calls the rows.
+    Between them are the means of q(z₂ | x) at x [N, D], coloured by y [N], with the box of the mesh (thesis Fig. 4.9). The noise
+    of z₁ and of y is the same in every cell. `rows_name` is the name of the rows in the title.
 
     Raises:
-        InputError: not a CaGeM with a z₂ of size 2, or `fixed` is not one of its classes.
+        InputError: The model is not a CaGeM with a z₂ of size 2, or `fixed` is not one of its classes.
     """
     if not isinstance(model, CaGeM) or model.latent[1] != 2:
         raise InputError(f"z2_grid: expected a CaGeM with a z2 of size 2; got {type(model).__name__}")
@@ -292,7 +296,7 @@ def _layout(layout: Layout | ImageShape) -> Layout:
 
 
 def _tile(images: Tensor, columns: int) -> np.ndarray:
-    """[N, C, H, W] -> one image [rows·(H+1), columns·(W+1), C], its cells apart by a grey line, ink dark on white."""
+    """[N, C, H, W] -> one image [rows·(H+1), columns·(W+1), C], with grey lines between the cells, and dark ink on white."""
     n, colors, height, width = images.shape
     rows = math.ceil(n / columns)
     ink = 1.0 - images if colors == 1 else images
@@ -310,7 +314,7 @@ def _show(
     rows: list[tuple[float, str]] | None = None,
     columns: list[tuple[float, str]] | None = None,
 ) -> None:
-    """Draw the image, with names of its rows and columns at shares of its height and width."""
+    """Draw the image. `rows` and `columns` are names and their positions, as fractions of the height and the width."""
     axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     axes.set_xticks([at * image.shape[1] for at, _ in columns or []], [text for _, text in columns or []])
     axes.set_yticks([at * image.shape[0] for at, _ in rows or []], [text for _, text in rows or []])

@@ -28,9 +28,9 @@ DENSITY_HALF_WIDTH = 4.0
 def latent_space(
     model: GenerativeModel, x: Tensor, path: str | Path, *, y: Tensor | None = None, seed: int = 0, rows_name: str = "rows"
 ) -> Path:
-    """The means of q for each latent layer at x [N, D], on their two principal components, coloured by the class y [N].
+    """Draw the means of q for each latent at x [N, D], on their two principal components, coloured by the class y [N].
 
-    rows_name: what the title calls the rows, such as "test rows".
+    `rows_name` is the name of the rows in the title, such as "test rows".
     """
     means = model.latent_means(x, seed=seed)
     figure = new_figure(5.0 * len(means) + (0.9 if y is not None else 0.0), 4.6)
@@ -45,7 +45,7 @@ def latent_space(
 
 
 def confusion_matrix(counts: Tensor, path: str | Path, *, predicted: str = "predicted class", title: str = "") -> Path:
-    """counts [Y, C], how many rows of class y were put into c: each cell shaded by its share of the rows of its class.
+    """Draw counts [Y, C], the number of rows of class y that were assigned to c. A cell is shaded by its share of its class.
 
     Raises:
         InputError: counts is not a matrix.
@@ -83,13 +83,22 @@ def decision_regions(
     seed: int = 0,
     rows_name: str = "rows",
 ) -> Path:
-    """Rows x [N, 2] with their classes y [N] over the class that the model predicts at each point of the plane, and the labelled
-    rows (x, y) in large; beside it the auxiliary space by PCA, for a model that has one (thesis Fig. 4.7).
+    """Draw rows x [N, 2] with their classes y [N] over the class that the model predicts at each point of the plane.
 
-    k: draws of the latents for each prediction. rows_name: what the title calls the rows.
+    The labelled rows (x, y) are drawn large. A model with an auxiliary variable also gets its space by PCA (thesis Fig. 4.7).
+
+    Args:
+        model: A model with a label.
+        x: [N, 2].
+        y: [N].
+        path: The PNG file.
+        labelled: The labelled rows, or None.
+        k: Number of samples of the latents for each prediction.
+        seed: Seed of the noise.
+        rows_name: The name of the rows in the title.
 
     Raises:
-        InputError: a model without a label, or rows that are not points of the plane.
+        InputError: The model has no label, or the rows are not points of the plane.
     """
     if not isinstance(model, LabelModel) or x.shape[1] != 2:
         raise InputError(
@@ -129,7 +138,7 @@ def decision_regions(
 
 @torch.no_grad()
 def potential(model: Potential, path: str | Path, *, n: int = 200_000, seed: int = 0) -> Path:
-    """The density exp(−U(z))/Z that the model is fitted to, and that of n samples of its q (App. A Fig. 2)."""
+    """Draw the density exp(−U(z))/Z that the model is fitted to, and the density of n samples of its q (App. A Fig. 2)."""
     edges = torch.linspace(-DENSITY_HALF_WIDTH, DENSITY_HALF_WIDTH, DENSITY_CELLS + 1, dtype=torch.float64)
     centres, cell = 0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]) ** 2
     plane = torch.stack([centres.repeat(DENSITY_CELLS), centres.repeat_interleave(DENSITY_CELLS)], 1)
@@ -154,7 +163,7 @@ def potential(model: Potential, path: str | Path, *, n: int = 200_000, seed: int
 
 
 def _principal(axes: Axes, name: str, mean: Tensor, y: Tensor | None, rows_name: str) -> None:
-    """The rows of mean [N, D] on their two principal components."""
+    """Draw the rows of mean [N, D] on their two principal components."""
     from sklearn.decomposition import PCA
 
     points = mean.double().cpu().numpy()

@@ -13,10 +13,9 @@ BINS = 40
 
 
 def log_likelihood(result: LogLikelihood, path: str | Path, *, title: str = "") -> Path:
-    """The mean over the rows of log_px of the first K samples, in nats, over K; and how many rows have which effective sample
-    size (N of at least one row).
+    """Draw the mean over the rows of log_px of the first K samples against K, in nats, and the effective sample sizes.
 
-    title: which model and rows these are.
+    The second panel shows how many rows have which effective sample size. `title` says which model and rows these are.
     """
     figure = new_figure(10.0, 4.2)
     curve, sizes = figure.subplots(1, 2)

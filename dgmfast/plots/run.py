@@ -20,16 +20,17 @@ from dgmfast.recipes import Recipe
 from dgmfast.runs import CONFIG, METRICS, figures_folder, read_metrics, read_recipe
 from dgmfast.seeds import derive_seed
 
-LATENT_ROWS = 5000  # more points hide each other
+LATENT_ROWS = 5000  # more points would hide each other
 
 
 def draw_run(
     folder: Path, model: GenerativeModel, split: Split, dataset: Dataset, seed: int = 0, *, split_name: str = ""
 ) -> list[Path]:
-    """All figures that a run can have, under figures/ of its folder, but for those of `dgmfast evaluate` and `classify`.
+    """Draw all figures that a run allows into the folder figures/ of the run, and return their paths.
 
-    Of images only where the rows are images, of classes only for a model with a label, of the training where its log is there.
-    split_name: of the split, for the titles.
+    Figures of images need rows that are images, figures of classes need a model with a label, and figures of the training need
+    its log. The figures of `dgmfast evaluate` and `classify` are not drawn. `split_name` is the name of the split, for the
+    titles.
     """
     out = figures_folder(folder)
     recipe = read_recipe(folder) if (folder / CONFIG).exists() else None
@@ -44,6 +45,7 @@ def draw_run(
 
 
 def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Dataset, seed: int, rows_name: str) -> list[Path]:
+    """Draw the figures of the latents and of images."""
     x, y = split.x[:LATENT_ROWS], None if split.y is None else split.y[:LATENT_ROWS]
     drawn = [] if isinstance(model, PixelCNN) else [latent_space(model, x, out / "latent_space.png", y=y, rows_name=rows_name)]
     layout = Layout.of(dataset)
@@ -66,7 +68,7 @@ def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Datase
 def _draw_classes(
     out: Path, model: LabelModel, x: Tensor, y: Tensor, dataset: Dataset, recipe: Recipe | None, seed: int, rows_name: str
 ) -> list[Path]:
-    """The clusters of a run without labels, and the regions of one with labels in the plane."""
+    """Draw the clusters of a run without labels, or the decision regions of a run with labels in the plane."""
     if recipe is not None and recipe.labels == 0:
         classes, columns = dataset.classes or int(y.max()) + 1, model.num_classes
         clusters = class_probabilities(model, x, 1, seed).argmax(1).cpu()
@@ -81,6 +83,7 @@ def _draw_classes(
 
 
 def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:
+    """Draw the figures of the training."""
     if not metrics.exists() and title:
         warnings.warn(f"{metrics} is not there: the figures of the training are left out", stacklevel=3)
     if not metrics.exists() or metrics.stat().st_size == 0:
@@ -93,7 +96,7 @@ def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:
 
 
 def labelled_rows(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor] | None:
-    """The labelled training rows (x, y) of a run; None where it has none."""
+    """The labelled training rows (x, y) of a run, or None if it has none."""
     if not recipe.labels or dataset.train.y is None or dataset.classes is None:
         return None
     rows = data.labelled_rows(dataset, recipe.labels, derive_seed(recipe.seed, "labels"))

@@ -1,4 +1,4 @@
-"""Each experiment as a named, complete setting."""
+"""Recipes: each experiment as a named, complete setting."""
 
 from dgmfast.recipes.burda import BURDA
 from dgmfast.recipes.digits import DIGITS

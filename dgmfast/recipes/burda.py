@@ -1,4 +1,4 @@
-"""The VAE and IWAE of Burda, Grosse and Salakhutdinov (2015), whose numbers the thesis's tables quote as their IWAE rows."""
+"""The VAE and IWAE of Burda, Grosse and Salakhutdinov (2015), whose numbers are the IWAE rows of the thesis's tables."""
 
 from __future__ import annotations
 

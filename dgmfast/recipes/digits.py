@@ -1,4 +1,4 @@
-"""Small experiments on scikit-learn's digits, which need no files: for the demonstration and for a first try."""
+"""Small experiments on scikit-learn's digits, for the demo and for a first try. They need no files."""
 
 from __future__ import annotations
 

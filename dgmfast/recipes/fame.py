@@ -1,4 +1,4 @@
-"""FAME and its decoder alone (thesis §5.2; App. E)."""
+"""FAME, and its decoder alone (thesis §5.2; App. E)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from dgmfast.objectives import Objective
 from dgmfast.recipes.recipe import Recipe
 
-# App. E §3: Adam 3e-4, K = 1, β from 0.3 to 1 in 200 epochs; batch and number of epochs are not given
+# App. E §3: Adam 3e-4, K = 1, β from 0.3 to 1 in 200 epochs. It gives neither the batch size nor the number of epochs.
 SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 50, "epochs": 400, "eval_every": 5}
 WARM_UP = Objective(warmup_epochs=200, warmup_start=0.3)
 OTHER_OMNIGLOT = "the published number is on Burda's chardata.mat, whose resampling and split differ: near, not equal"
@@ -29,7 +29,7 @@ FAME = (
         note="FAME's decoder without latents: what z adds to it; log p(x) is exact. No published number.",
         **{**SETTINGS, "learning_rate": 1e-3, "epochs": 100},
     ),
-    # what the thesis proposes in §7, for which no number was published
+    # Thesis §7 proposes this model; no number was published for it.
     Recipe(
         "sdgm-fame-mnist-100",
         {"name": "sdgm", "hidden": [500, 500], "latent": 100, "auxiliary": 100, "likelihood": "pixelcnn"},

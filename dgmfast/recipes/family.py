@@ -1,4 +1,4 @@
-"""The experiments of the thesis's own models: half moons, MNIST, OMNIGLOT, SVHN and NORB."""
+"""The experiments of the thesis's own models, on half moons, MNIST, OMNIGLOT, SVHN and NORB."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from dgmfast.objectives import Objective
 from dgmfast.recipes.recipe import Recipe, Schedule
 
-# App. A §4: Adam 3e-4, Glorot initialisation (in the models), batches of which half are labelled
+# App. A §4: Adam 3e-4, Glorot initialisation (in the models); half of each batch is labelled.
 SEMI: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 200, "labelled_batch": 100, "eval_every": 10}
 WIDE = {"hidden": [500, 500], "latent": 100, "auxiliary": 100}
 OTHER_OMNIGLOT = "the published numbers are on Burda's chardata.mat, whose resampling and split differ: near, not equal"
 
-# App. B §3: z 64-32-16-8-4, leaky ReLU, Adam 1e-3, batches of 256, warm-up over 200 epochs
+# App. B §3: z 64-32-16-8-4, leaky ReLU, Adam 1e-3, batches of 256, warm-up over 200 epochs.
 LADDER: dict[str, Any] = {
     "latent": [64, 32, 16, 8, 4],
     "hidden": [[512, 512], [256, 256], [128, 128], [64, 64], [32, 32]],
@@ -24,7 +24,7 @@ WARM_UP = Objective(warmup_epochs=200)
 NORMED = {"batch_norm": True, "norm_heads": True}
 FINE_TUNING: dict[str, Any] = {"schedule": Schedule("step", factor=0.75, every=200), "start_from": "runs/lvae-mnist"}
 
-# App. C: Adam 1e-3 times 0.75 every 50 epochs, warm-up over 100
+# App. C: Adam 1e-3, times 0.75 every 50 epochs, warm-up over 100 epochs.
 CLUSTERS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "schedule": Schedule("step", factor=0.75, every=50),
@@ -51,8 +51,8 @@ def _cagem(labels: int, published: str) -> Recipe:
     return Recipe(f"cagem-mnist-{labels}", {"name": "cagem"}, "mnist", labels=labels, note=published, **batches, **CLUSTERS)
 
 
-# Batch norm and five samples are the settings of the authors' public code; the text has neither. Without batch norm z collapses,
-# and the boundary stays straight.
+# Batch norm and five samples are settings of the authors' public code; the text mentions neither. Without batch norm, z collapses
+# and the decision boundary stays straight.
 MOONS = {"hidden": [100, 100], "likelihood": "gaussian", "num_classes": 2, "batch_norm": True}
 SVHN: dict[str, Any] = {"batch_size": 2000, "labelled_batch": 1000, "epochs": 100}
 
@@ -153,7 +153,7 @@ FAMILY = (
         "norb-single",
         note="log p(x) 3455 nats (3 layers: 3519)",
     ),
-    # thesis §7: what it leaves to future work, so with no published numbers
+    # Future work of thesis §7, for which no numbers were published.
     _deep("lvae-auxiliary-mnist", {"name": "lvae-auxiliary"}, note="auxiliary variables inside the LVAE; no published number"),
     _semi(
         "lvae-label-mnist-100",

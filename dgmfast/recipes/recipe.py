@@ -1,4 +1,7 @@
-"""What an experiment consists of: every setting that its result depends on, checked, and readable from JSON."""
+"""The settings of an experiment. They are complete, checked, and can be read from JSON.
+
+Complete means that they hold every setting that a result depends on.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,23 @@ from dgmfast.objectives import Objective
 
 BURDA_STAGES = 8
 BURDA_EPOCHS = 3280  # Σ_{i<8} 3^i
-RENAMED = {"max_norm": "grad_clip_norm"}  # The settings that runs of earlier versions have under another name.
+RENAMED = {"max_norm": "grad_clip_norm"}  # settings that had another name in earlier versions
 
 
 @dataclass(frozen=True)
 class Schedule:
     """How the learning rate falls over the epochs.
 
-    name: "constant"; "step", times `factor` every `every` epochs after the first `after`; or "burda", times 10^{-i/7} for 3^i
-    epochs, i = 0 … 7 (Burda et al. 2015), 3280 epochs in all, scaled to the number of epochs of the recipe.
+    Args:
+        name: "constant"; "step" multiplies by `factor` every `every` epochs, after the first `after` epochs; "burda" multiplies
+            by 10^{-i/7} for 3^i epochs, i = 0 … 7 (Burda et al. 2015). Burda's schedule has 3280 epochs in total, and is scaled
+            to the recipe's number of epochs.
+        factor: Factor of "step", above 0 and at most 1.
+        every: Number of epochs between two steps, at least 1.
+        after: Number of epochs before the first step, at least 0.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
     """
 
     name: str = "constant"
@@ -42,7 +53,7 @@ class Schedule:
         _at_least(0, "schedule.after", self.after)
 
     def scale(self, epoch: int, epochs: int) -> float:
-        """What multiplies the learning rate in epoch `epoch` (0-based) of `epochs`."""
+        """The factor of the learning rate in epoch `epoch` (0-based) of `epochs`."""
         if self.name == "step":
             return self.factor ** (max(0, epoch - self.after) // self.every)
         if self.name == "burda":
@@ -54,15 +65,32 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete experiment: with the code's version and the machine it determines the trained parameters.
+    """A complete experiment. Together with the version of the code and the machine, it determines the trained parameters.
 
-    model: the model's "name" and its settings (x_dim follows from the data, and num_classes where labels are used). data: a name
-    that `data.load` knows. grad_clip_norm: the gradient's largest Euclidean norm, to which a longer one is scaled down (0: any).
-    labels: how many training rows have their label, as many of each class (data.labelled_rows); the others train without.
-    labelled_batch: how many of the batch_size rows of a batch are labelled ones. start_from: a run folder whose parameters to
-    begin with. start_at_mean: let the untrained p(x|z) have the training data's mean. binarize: draw new binary images from grey
-    levels, or new noise on integer levels, every epoch. eval_every: evaluate L_1 on the validation (else the test) split after
-    every so many epochs.
+    Args:
+        name: The name of the recipe, by default also of the run folder.
+        model: The model's "name" and its settings. x_dim follows from the data, as does num_classes if labels are used.
+        data: A name that `data.load` knows.
+        objective: What training maximises.
+        learning_rate: Adam's learning rate.
+        betas: Adam's betas, in [0, 1).
+        eps: Adam's eps.
+        schedule: How the learning rate falls.
+        grad_clip_norm: The largest Euclidean norm of the gradient; a longer gradient is scaled down to it. 0 means no limit.
+        batch_size: Number of rows of a batch.
+        epochs: Number of passes over the training rows.
+        seed: Seed of all random choices.
+        labels: Number of training rows whose labels are used, equally many of each class (see data.labelled_rows). The others are
+            trained without labels.
+        labelled_batch: Number of labelled rows among the batch_size rows of a batch.
+        start_from: A run folder whose parameters are the initial ones.
+        start_at_mean: If true, initialise p(x|z) so that its mean is that of the training data.
+        binarize: If true, draw new binary images from grey levels, or new noise on integer levels, in every epoch.
+        eval_every: Number of epochs between evaluations of L_1 on the validation split (else on the test split).
+        note: What a reader should know, such as the published result.
+
+    Raises:
+        InputError: A setting has the wrong type or is out of range.
     """
 
     name: str
@@ -87,7 +115,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         try:
-            # a copy of its own, equal to what comes back from a file
+            # A copy that equals what is read back from a file.
             object.__setattr__(self, "model", json.loads(json.dumps(self.model, allow_nan=False)))
         except (TypeError, ValueError) as error:
             raise InputError(f"model must hold what JSON can hold; got {self.model!r} ({error})") from error
@@ -114,15 +142,15 @@ class Recipe:
         return self.learning_rate * self.schedule.scale(epoch, self.epochs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON can hold them."""
+        """The settings as a dict that JSON can represent."""
         return {**asdict(self), "betas": list(self.betas)}
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`, also of earlier versions; what is missing takes its default.
+        """The inverse of `to_dict`, also for dicts of earlier versions. Missing settings get their defaults.
 
         Raises:
-            InputError: an unknown setting, or one of the wrong type or out of range.
+            InputError: A setting is unknown, has the wrong type or is out of range.
         """
         if isinstance(settings, Mapping):
             settings = {RENAMED.get(name, name): value for name, value in settings.items()}
@@ -130,10 +158,10 @@ class Recipe:
         return recipe
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:
-        """A recipe with other values, under names such as "epochs", "objective.k" and "model.latent".
+        """A recipe with changed values, given under names such as "epochs", "objective.k" and "model.latent".
 
         Raises:
-            InputError: an unknown setting, or one of the wrong type or out of range.
+            InputError: A setting is unknown, has the wrong type or is out of range.
         """
         changed = self.to_dict()
         for path, value in settings.items():
@@ -150,16 +178,16 @@ class Recipe:
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
-    """One sentence about an unknown name, with the nearest ones or else all."""
+    """A sentence about an unknown name, with the most similar known names, or else with all of them."""
     known = sorted(known)
-    same = [name for name in known if name.split(".")[-1] == got.split(".")[-1]]  # somewhere else
+    same = [name for name in known if name.split(".")[-1] == got.split(".")[-1]]  # under another prefix
     near = same or difflib.get_close_matches(got, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     return f"no {what} is called {got!r}; {hint}"
 
 
 def _paths(settings: Mapping[str, Any] | None = None) -> list[str]:
-    """All settings by their paths; those of the model where `settings` names one."""
+    """The paths of all settings, including those of the model that `settings` names."""
     nested = {"objective": Objective, "schedule": Schedule}
     inner = [f"{outer}.{f.name}" for outer, cls in nested.items() for f in fields(cls)]
     model = (settings or {}).get("model") or {}
@@ -169,12 +197,13 @@ def _paths(settings: Mapping[str, Any] | None = None) -> list[str]:
 
 
 def _at_least(low: int, name: str, value: int) -> None:
+    """Raise InputError if the value is below `low`."""
     if value < low:
         raise InputError(f"{name} must be at least {low}; got {value}")
 
 
 def _typed(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the declared type: a whole number may stand for a float, a list for a tuple, a dict for a dataclass."""
+    """`value` converted to the declared type: a whole number to a float, a list to a tuple, a dict to a dataclass."""
     if is_dataclass(kind) and isinstance(kind, type):
         return value if isinstance(value, kind) else _dataclass(kind, value, path)
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
@@ -195,6 +224,7 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
 
 
 def _dataclass(cls: type, values: Any, path: str) -> Any:
+    """The dataclass `cls` from a dict of settings; raises InputError for an unknown or missing setting."""
     if not isinstance(values, Mapping):
         raise InputError(f"{path or cls.__name__} must be a dict of settings; got {values!r}")
     hints = get_type_hints(cls)

@@ -14,7 +14,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*DIGITS, *BURDA
 
 
 def names() -> list[str]:
-    """The names that `get` knows."""
+    """The names of the recipes that `get` returns."""
     return list(RECIPES)
 
 
@@ -22,7 +22,7 @@ def get(name: str) -> Recipe:
     """The recipe called `name`.
 
     Raises:
-        InputError: there is none; the message suggests the nearest names.
+        InputError: There is no such recipe. The message suggests the most similar names.
     """
     if name not in RECIPES:
         raise InputError(unknown("recipe", name, RECIPES))
@@ -30,10 +30,12 @@ def get(name: str) -> Recipe:
 
 
 def resolve(name: str, data: str | None = None) -> Recipe:
-    """The recipe called `name`, on `data` where that is given; or the model called `name` with its defaults on `data`.
+    """The recipe called `name`, or the model called `name` with its defaults.
+
+    `data` replaces the recipe's data set. A model needs it.
 
     Raises:
-        InputError: neither a recipe nor a model has that name, or a model came without data.
+        InputError: Neither a recipe nor a model has that name, or a model is named without data.
     """
     if name in RECIPES:
         return RECIPES[name] if data is None else RECIPES[name].override({"data": data})

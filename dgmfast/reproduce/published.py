@@ -1,4 +1,4 @@
-"""The published tables, and which recipe with which changes stands for each of their rows."""
+"""The published tables, and the recipe with its changes that stands for each of their rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Number = tuple[float, ...]  # a value and, where it is published, its spread over seeds
+Number = tuple[float, ...]  # a value and, if published, its spread over seeds
 
 LADDER_SIZES: dict[str, Any] = {
     "model.latent": [64, 32, 16, 8, 4],
@@ -22,9 +22,13 @@ THREE_LAYERS = {"model.latent": [64, 32, 16], "model.hidden": [[512, 512], [256,
 class Row:
     """A row of a table.
 
-    source: a recipe's name, or "baseline:NAME". published: by quantity, "L_1" and "L_5000" in nats, "error" in percent. changes:
-    to the recipe. key: names the run's folder, and is shared by rows of several tables. start_from: the key of the row whose run
-    this one begins with.
+    Args:
+        title: The title of the row.
+        source: The name of a recipe, or "baseline:NAME".
+        published: The published numbers by quantity: "L_1" and "L_5000" in nats, "error" in percent.
+        changes: Changes to the recipe.
+        key: The name of the run's folder, which rows of several tables may share; by default the source.
+        start_from: The key of the row whose run this one starts from.
     """
 
     title: str
@@ -42,7 +46,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table: its rows, and which quantities of the test rows it is about, of "L_1", "L_5000" and "error"."""
+    """A published table.
+
+    Args:
+        title: The title of the table.
+        quantities: What it reports of the test rows: some of "L_1", "L_5000" and "error".
+        rows: The rows.
+        note: A note below the table.
+    """
 
     title: str
     quantities: tuple[str, ...]

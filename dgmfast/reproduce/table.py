@@ -1,4 +1,4 @@
-"""The tables of the thesis again: train what is not trained, evaluate what is not evaluated, and print both side by side."""
+"""Reproduces the tables of the thesis: trains and evaluates what is missing, and prints published and measured numbers."""
 
 from __future__ import annotations
 
@@ -41,11 +41,21 @@ CLASSIFY_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a table.
+    """The options of running a table.
 
-    out: the folder of the runs and of the tables. epochs: instead of each recipe's own, with what is counted in epochs scaled.
-    k: importance samples. limit: only the first so many test rows for the bounds. labels: "sampled" (as most publications) or
-    "exact", the form of the bounds of models with a label. only: names of rows.
+    Args:
+        out: The folder of the runs and of the tables.
+        seeds: Number of runs per row, with the seeds 0, 1, ...
+        epochs: Number of epochs, instead of each recipe's own. Settings that are counted in epochs are scaled with it.
+        k: Number of importance samples.
+        limit: Use only the first `limit` test rows for the bounds, or None for all.
+        labels: The form of the bounds of models with a label: "sampled", as in most publications, or "exact".
+        only: Names of the rows to run; empty for all.
+        data_dir: The folder of the data sets.
+        device: "cpu" or "cuda".
+        progress: If true, show the progress.
+        figures: If true, draw the figures of each run.
+        changes: Changes to every recipe, or None.
     """
 
     out: Path
@@ -66,7 +76,7 @@ def table(name: str) -> Table:
     """The table called `name`.
 
     Raises:
-        InputError: there is none; the message suggests the nearest names.
+        InputError: There is no such table. The message suggests the most similar names.
     """
     if name not in TABLES:
         raise InputError(unknown("table", name, TABLES))
@@ -74,10 +84,10 @@ def table(name: str) -> Table:
 
 
 def scaled(recipe: Recipe, epochs: int | None) -> Recipe:
-    """The recipe over another number of epochs, with its warm-up, its schedule and a first stage of its model in proportion.
+    """The recipe with another number of epochs. Its warm-up, its schedule and a first stage of its model shrink in proportion.
 
     Raises:
-        InputError: epochs below 1.
+        InputError: epochs is below 1.
     """
     if epochs is None or epochs == recipe.epochs:
         return recipe
@@ -101,12 +111,17 @@ def scaled(recipe: Recipe, epochs: int | None) -> Recipe:
 
 
 def reproduce_table(name: str, options: Options, tell: Callable[[str], None]) -> str:
-    """Run the table's rows for every seed, and return it as Markdown; what is finished is not repeated.
+    """Run the rows of a table for every seed, and return the table as Markdown. Finished runs are not repeated.
 
-    After every run, out/NAME.md and out/NAME.json hold the table so far. tell: takes a line at a time.
+    After every run, out/NAME.md and out/NAME.json hold the table so far.
+
+    Args:
+        name: The name of the table.
+        options: The options.
+        tell: Called with one line of progress at a time.
 
     Raises:
-        InputError: no such table or row, missing data, a run with other settings in its place, or a full disk.
+        InputError: There is no such table or row, data is missing, a run with other settings is in the way, or the disk is full.
     """
     chosen = table(name)
     known = [row.name for row in chosen.rows]
@@ -115,7 +130,9 @@ def reproduce_table(name: str, options: Options, tell: Callable[[str], None]) ->
             raise InputError(unknown(f"row of {name}", wanted, known))
     rows = [row for row in chosen.rows if not options.only or row.name in options.only]
     plans = {(row.name, seed): _plan(row, seed, options) for seed in range(options.seeds) for row in rows}
-    datasets = {plan.data: data.load(plan.data, options.data_dir) for plan in plans.values()}  # before hours of training
+    datasets = {
+        plan.data: data.load(plan.data, options.data_dir) for plan in plans.values()
+    }  # read before hours of training, so that missing data is noticed
     results: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     text = ""
     for seed in range(options.seeds):
@@ -130,7 +147,7 @@ def reproduce_table(name: str, options: Options, tell: Callable[[str], None]) ->
 
 
 def _plan(row: Row, seed: int, options: Options) -> Recipe:
-    """What the row trains with this seed; for a baseline, its M1."""
+    """The recipe that the row trains with this seed; for a baseline, that of its M1."""
     if row.source.startswith("baseline:"):
         return scaled(m1_recipe("mnist", seed=seed), options.epochs)
     recipe = scaled(recipes.get(row.source).override({**row.changes, **(options.changes or {}), "seed": seed}), options.epochs)
@@ -142,7 +159,7 @@ def _plan(row: Row, seed: int, options: Options) -> Recipe:
 def _model(
     row: Row, recipe: Recipe, folder: Path, quantities: Sequence[str], dataset: data.Dataset, options: Options
 ) -> dict[str, Any]:
-    """Train and evaluate a run, as far as that is not done."""
+    """Train and evaluate a run, as far as that has not been done."""
     _train(recipe, folder, dataset, options)
     trained = open_run(folder, resolve_device(options.device))
     records = read_metrics(folder / METRICS)
@@ -161,6 +178,11 @@ def _model(
 
 
 def _train(recipe: Recipe, folder: Path, dataset: data.Dataset, options: Options) -> None:
+    """Train or resume the run in the folder, unless it is complete.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+    """
     how: dict[str, Any] = {"dataset": dataset, "device": options.device, "progress": options.progress, "figures": options.figures}
     if not holds_run(folder):
         train.fit(recipe, folder, **how)
@@ -174,7 +196,7 @@ def _train(recipe: Recipe, folder: Path, dataset: data.Dataset, options: Options
 
 
 def _changed(stored: Recipe, wanted: Recipe) -> list[str]:
-    """The settings that differ; more epochs do not count, nor does what follows from the data, nor do words."""
+    """The settings that differ. More epochs, settings that follow from the data, the name and the note do not count."""
     before, after = stored.to_dict(), wanted.to_dict()
     before["epochs"] = max(before["epochs"], after["epochs"])
     before["model"] = {name: value for name, value in before["model"].items() if name in after["model"]}
@@ -182,6 +204,7 @@ def _changed(stored: Recipe, wanted: Recipe) -> list[str]:
 
 
 def _bounds(trained: Run, dataset: data.Dataset, k: int, labels: str | None, options: Options) -> dict[str, Any]:
+    """The bounds of a run on the test rows, in nats."""
     device = resolve_device(options.device)
     x = fixed_split(dataset, "test", trained.recipe.binarize).x[: options.limit].to(device)
     y: Label = models.SampledLabel() if labels == "sampled" else None
@@ -190,6 +213,7 @@ def _bounds(trained: Run, dataset: data.Dataset, k: int, labels: str | None, opt
 
 
 def _error(trained: Run, dataset: data.Dataset) -> dict[str, Any]:
+    """The classification error of a run on the test rows, in percent."""
     result = classify_rows(trained.model, trained.recipe, dataset, "test", CLASSIFY_SAMPLES)
     return {"error": result.error, "by": result.by}
 
@@ -197,6 +221,7 @@ def _error(trained: Run, dataset: data.Dataset) -> dict[str, Any]:
 def _baseline(
     row: Row, m1: Recipe, folder: Path, quantities: Sequence[str], dataset: data.Dataset, options: Options
 ) -> dict[str, Any]:
+    """Fit and measure a baseline, as far as that has not been done."""
     name = row.source.removeprefix("baseline:")
     trained, record = None, {"seed": m1.seed}
     if name == "m1-svm":
@@ -214,7 +239,7 @@ def _baseline(
 
 
 def _measured(folder: Path, settings: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured in the run's folder under these settings, measured now where it was not.
+    """The measurements with these settings in the run's folder. They are made now if they are missing.
 
     Raises:
         InputError: measured.json is damaged, or the disk is full.
@@ -240,6 +265,7 @@ def _write(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     options: Options,
 ) -> str:
+    """Write the table as Markdown and JSON, and return the Markdown."""
     text = markdown(chosen, rows, results, options)
     content = {
         "table": name,
@@ -256,7 +282,10 @@ def _write(
 
 
 def markdown(chosen: Table, rows: Sequence[Row], results: Mapping[str, Sequence[Mapping[str, Any]]], options: Options) -> str:
-    """Thesis and measured side by side: means over the seeds ± their standard deviation."""
+    """The table as Markdown, with published and measured numbers side by side.
+
+    Measured numbers are means over the seeds ± their standard deviation.
+    """
     heads = ["", "epochs", "seeds", "time"]
     for quantity in chosen.quantities:
         unit = "error %" if quantity == "error" else quantity
@@ -281,21 +310,24 @@ def markdown(chosen: Table, rows: Sequence[Row], results: Mapping[str, Sequence[
 
 
 def _measured_name(quantity: str, k: int) -> str:
+    """The name under which a quantity is measured with k samples."""
     return f"L_{k}" if quantity == "L_5000" else quantity
 
 
 def _over_seeds(values: Sequence[float]) -> Number:
+    """The mean over the seeds, and the standard deviation if there are several."""
     if len(values) < 2:
         return tuple(values)
     return statistics.mean(values), statistics.stdev(values)
 
 
 def number(value: Number) -> str:
-    """A value and its spread as text; nothing for no value."""
+    """A value and its spread as text; empty if there is no value."""
     return " ± ".join(f"{part:.2f}".replace("-", "−") for part in value)
 
 
 def _time(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The mean training time of the runs as text."""
     seconds = [run["train_seconds"] for run in runs if "train_seconds" in run]
     if not seconds:
         return ""
@@ -304,4 +336,5 @@ def _time(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""What lies on disk: run folders, logs, bounds, classifications, unfinished evaluations; and the processes that share a run."""
+"""Files on disk (run folders, logs, bounds, classifications, unfinished evaluations), and the processes that share a run."""
 
 from dgmfast.runs.bounds import Bounds, bounds_table, evaluate_bounds, write_bounds
 from dgmfast.runs.classification import CLASSIFY_BY, binomial_error, classify_rows, write_class_rows, write_class_summary

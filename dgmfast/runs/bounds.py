@@ -29,19 +29,29 @@ COLUMNS = ("log_px", "elbo", "ess", "std_error", "pareto_k", "k_used")
 
 @dataclass(frozen=True)
 class Bounds:
-    """L_1, L_50 (where k is larger) and L_k of the same rows, the seconds that they took, and the rows kept on the way."""
+    """L_1, L_50 (if k is larger) and L_k of the same rows.
 
-    estimates: dict[int, LogLikelihood]  # the last one is of L_k and holds L_1 too
+    Args:
+        estimates: The estimates by K; the last one is that of L_k, and also holds L_1.
+        seconds: The time that they took.
+        partial: The file of finished rows, if the evaluation was saved on the way.
+    """
+
+    estimates: dict[int, LogLikelihood]
     seconds: float
     partial: EvaluationCheckpoint | None = None
 
     @property
     def last(self) -> LogLikelihood:
+        """The estimates with all k samples."""
         return list(self.estimates.values())[-1]
 
     def summary(self) -> dict[str, dict[str, float | None]]:
-        """Per bound, in nats: its mean over the rows, the standard errors of the mean that come from the rows and from the
-        importance samples, and the mean effective sample size."""
+        """For each bound, in nats: its mean over the rows, two standard errors of it, and the mean effective sample size.
+
+        "row_error" is the standard error that comes from the choice of rows, and "sampling_error" the one that comes from the
+        importance samples.
+        """
         bounds: dict[str, dict[str, float | None]] = {"L_1": _row(self.last.elbo)}
         for k, estimate in self.estimates.items():
             if k > 1:
@@ -53,6 +63,7 @@ class Bounds:
 
 
 def _row(values: Tensor) -> dict[str, float | None]:
+    """The entry of a bound in the summary, from its values for each row."""
     n = len(values)
     error = float(values.std()) / math.sqrt(n) if n > 1 else None
     return {"nats": float(values.mean()), "row_error": error, "sampling_error": None, "mean_ess": None}
@@ -70,13 +81,17 @@ def evaluate_bounds(
     group: Group | None = None,
     partial: tuple[Path, dict[str, Any]] | None = None,
 ) -> Bounds:
-    """Evaluate the bounds of `model` on the rows x [N, D]; the arguments of evaluate.log_likelihood, and:
+    """Evaluate the bounds of `model` on the rows x [N, D].
 
-    group: the processes that share the rows; each gets the whole result. partial: a folder for the finished rows of an
-    interrupted evaluation, which the same call goes on from, and what they depend on besides the arguments here.
+    The arguments that are not listed here are those of evaluate.log_likelihood.
+
+    Args:
+        group: The processes that share the rows. Each of them gets the whole result.
+        partial: A folder for the finished rows of an interrupted evaluation, from which the same call continues; and a dict of
+            what these rows depend on besides the arguments.
 
     Raises:
-        InputError: no rows, k below 1, or a value that is not finite.
+        InputError: There are no rows, k is below 1, or a value is not finite.
     """
     if len(x) == 0:
         raise InputError("evaluate: expected at least one row; got none")
@@ -107,6 +122,7 @@ def evaluate_bounds(
 
 
 def _told(y: Label) -> str:
+    """A text that identifies the labels."""
     return tensor_digest(y) if isinstance(y, Tensor) else repr(y)
 
 
@@ -119,7 +135,7 @@ def _rows(
     kept: EvaluationCheckpoint | None,
     show: bool,
 ) -> RowResults:
-    """The results of this process's rows, some of them perhaps kept from an interrupted evaluation."""
+    """The results of this process's rows. Some of them may come from an interrupted evaluation."""
     rows = RowResults() if kept is None else kept.load(len(sampling.points), x.device, len(x))
     if len(rows) and show:
         print(f"continuing after {len(rows)} of {len(x)} rows", file=sys.stderr)
@@ -135,7 +151,7 @@ def _rows(
 
 
 def bounds_table(summary: dict[str, dict[str, float | None]], n: int) -> str:
-    """The summary as text; errors are standard errors of the mean."""
+    """The summary as a text table. The errors are standard errors of the mean."""
     lines = [f"{'bound':<10}{'nats':>10}{'± rows':>10}{'± samples':>11}{'mean ESS':>10}   ({n} rows)"]
     for name, row in summary.items():
         cells = [
@@ -147,11 +163,16 @@ def bounds_table(summary: dict[str, dict[str, float | None]], n: int) -> str:
 
 
 def _text(value: float | None, digits: int) -> str:
+    """The value with so many decimal places; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def write_bounds(folder: Path, settings: dict[str, Any], result: Bounds, stem: str = "evaluation") -> None:
-    """Write STEM.npz and STEM.csv (per row) and STEM.json into the run's folder (InputError on a full disk)."""
+    """Write STEM.npz and STEM.csv (one line per row) and STEM.json into the run folder.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
     arrays = {f"L_{k}": estimate.log_px.cpu().numpy() for k, estimate in result.estimates.items()}
     last = result.last
     arrays |= {"L_1": last.elbo.cpu().numpy(), "ess": last.ess.cpu().numpy(), "std_error": last.std_error.cpu().numpy()}
@@ -166,7 +187,7 @@ def write_bounds(folder: Path, settings: dict[str, Any], result: Bounds, stem: s
 
 
 def _csv(result: LogLikelihood) -> str:
-    """One line per row: its estimates, and log_px of the first K samples as log_px_K."""
+    """A CSV table with one line per row: its estimates, and log_px of the first K samples as log_px_K."""
     columns: dict[str, Tensor] = {name: getattr(result, name) for name in COLUMNS}
     columns |= {f"log_px_{k}": log_px for k, log_px in result.curve.items()}
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The classes of a data set's rows by a run's model, with the error and its standard error."""
+"""Classification of a data set's rows by a run's model, with the error and its standard error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ CLASSIFY_BY = ("q", "p", "both", "cascade")
 
 @dataclass(frozen=True)
 class Classification:
-    """Class probabilities [N, Y] of rows with the classes y [N]."""
+    """Class probabilities [N, Y] of rows with the true classes y [N].
+
+    `by` names the classifier.
+    """
 
     probabilities: Tensor
     y: Tensor
@@ -39,7 +42,7 @@ class Classification:
 
     @property
     def error(self) -> float:
-        """The share of the rows whose most probable class is another, in percent."""
+        """The percentage of rows whose most probable class is not y."""
         return 100.0 * (self.predicted != self.y).double().mean().item()
 
     @property
@@ -49,13 +52,13 @@ class Classification:
 
     @property
     def confusion(self) -> Tensor:
-        """How many rows of class y were put into c, [Y, Y]."""
+        """The confusion matrix [Y, Y]: the number of rows of class y that were assigned to class c."""
         classes = self.probabilities.shape[1]
         return bincount(self.y * classes + self.predicted, minlength=classes**2).view(classes, classes)
 
 
 def binomial_error(percent: float, n: int) -> float:
-    """The standard error, in percent, of a share of n rows that is `percent`."""
+    """The standard error, in percent, of a percentage measured on n rows."""
     return math.sqrt(percent * (100.0 - percent) / n)
 
 
@@ -69,13 +72,21 @@ def classify_rows(
     by: str | None = None,
     grey: bool = False,
 ) -> Classification:
-    """Classify the rows of a split from `samples` draws of the latents each; by: as `LabelModel.classify`, by default its own.
+    """Classify the rows of a split, with `samples` samples of the latents per row.
 
-    grey: give q(y|x) the grey levels themselves, as the authors' public code does, instead of one binary draw of them.
+    Args:
+        model: The run's model.
+        recipe: The run's recipe.
+        dataset: The data set.
+        split: "train", "valid" or "test".
+        samples: Number of samples of the latents per row.
+        seed: Seed of the noise.
+        by: The classifier, as in `LabelModel.classify`; None for the model's default.
+        grey: If true, q(y|x) gets the grey levels themselves, as in the authors' public code, instead of one binary draw of them.
 
     Raises:
-        InputError: a model without a label or that saw none, a split without labels, other classes, a `by`
-            that is not there, or grey for rows that have no grey levels or together with a bound.
+        InputError: The model has no label or was trained without labels, the split has no labels, the numbers of classes differ,
+            `by` is unknown, or grey is used for rows without grey levels or together with a bound.
     """
     name = recipe.model["name"]
     if not isinstance(model, LabelModel):
@@ -99,7 +110,11 @@ def classify_rows(
 
 
 def write_class_rows(path: Path, result: Classification) -> None:
-    """One line per row: its number, class, most probable class and the probability of every class (InputError)."""
+    """Write one line per row: its number, class, most probable class, and the probability of every class.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["row", "label", "predicted", *(f"p{c}" for c in range(result.probabilities.shape[1]))])
@@ -109,7 +124,11 @@ def write_class_rows(path: Path, result: Classification) -> None:
 
 
 def write_class_summary(path: Path, settings: dict[str, Any], result: Classification) -> None:
-    """The error and the confusion matrix as JSON (InputError)."""
+    """Write the error and the confusion matrix as JSON.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     summary = {"by": result.by, "rows": len(result.y), "error": result.error, "std_error": result.std_error}
     content = {**settings, **summary, "confusion": result.confusion.tolist()}
     write_atomically(path, (json.dumps(content) + "\n").encode())

@@ -1,4 +1,7 @@
-"""The run folder: config.json, state.pt (all that resume needs), model.safetensors (the export), and the logs beside them."""
+"""The run folder.
+
+It holds config.json, state.pt (everything that resuming needs), model.safetensors (the exported parameters), and the logs.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,30 @@ from dgmfast.recipes import Recipe
 CONFIG, STATE, EXPORT, METRICS, FIGURES = "config.json", "state.pt", "model.safetensors", "metrics.jsonl", "figures"
 FORMAT = 2
 STATE_KEYS = frozenset({"format", "recipe", "environment", "epoch", "step", "model", "optimizer", "metrics_bytes", "digest"})
-TEST_SEED = 20150901  # the one draw that binarises every test set, the same for every model
+TEST_SEED = 20150901  # seed of the one binarisation of every test set, the same for every model
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and where it comes from."""
+    """A trained model with its folder and recipe.
+
+    Args:
+        folder: The run folder.
+        recipe: The recipe.
+        model: The model, in evaluation mode.
+        image_shape: (C, H, W) of a row, or None if a row is not a whole image.
+        epoch: Number of epochs that were trained when the model was exported.
+    """
 
     folder: Path
     recipe: Recipe
     model: GenerativeModel
     image_shape: tuple[int, int, int] | None
-    epoch: int  # epochs trained when the model was exported
+    epoch: int
 
 
 def run_environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What, besides the recipe, the last bits of the parameters depend on."""
+    """What the last bits of the parameters depend on besides the recipe, such as versions, the device and the threads."""
     from dgmfast import __version__
 
     return {
@@ -58,6 +69,7 @@ def run_environment(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -66,7 +78,7 @@ def _processor() -> str:
 
 
 def warn_if_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """One line when a resumed run cannot be equal bit for bit."""
+    """Warn that a resumed run cannot be bit-equal if the environment has changed."""
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         warnings.warn(
@@ -75,19 +87,23 @@ def warn_if_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def figures_folder(folder: Path) -> Path:
-    """The folder of a run's figures, made where there is none (InputError)."""
+    """The folder of a run's figures, created if necessary.
+
+    Raises:
+        InputError: The folder cannot be created.
+    """
     make_folder(folder / FIGURES)
     return folder / FIGURES
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run was begun in the folder."""
-    metrics = folder / METRICS  # a run killed before its first checkpoint leaves it empty
+    """True if a run was begun in the folder."""
+    metrics = folder / METRICS  # empty if the run was killed before its first checkpoint
     return (folder / STATE).exists() or (folder / CONFIG).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def never_trained(folder: Path) -> bool:
-    """Whether the run in the folder never finished an epoch, so that another may begin in its place."""
+    """True if the run in the folder never finished an epoch, so that another run may take its place."""
     metrics = folder / METRICS
     if not (folder / STATE).is_file() or (metrics.exists() and metrics.stat().st_size > 0):
         return False
@@ -98,24 +114,28 @@ def never_trained(folder: Path) -> bool:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write state.pt, whole or not at all (InputError)."""
-    buffer = io.BytesIO()  # torch.save to a full disk would raise an error without its reason
+    """Write state.pt completely or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    buffer = io.BytesIO()  # torch.save to a full disk would not give the reason
     torch.save({"format": FORMAT, **state, "digest": tensor_digest(state)}, buffer)
     write_atomically(folder / STATE, buffer.getvalue())
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What save_state wrote.
+    """Read the state that `save_state` wrote.
 
     Raises:
-        InputError: no run in the folder, or state.pt is damaged or of another format.
+        InputError: There is no run in the folder, or state.pt is damaged or has another format.
     """
     path = folder / STATE
     if not path.is_file():
         raise InputError(f"{folder} holds no run that can be resumed: there is no {STATE} in it")
     try:
         content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(content) as archive:  # torch.load does not check the checksums
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"bad checksum of {damaged}")
@@ -140,7 +160,7 @@ def stored_recipe(folder: Path, state: dict[str, Any]) -> Recipe:
     """The recipe in a checkpoint.
 
     Raises:
-        InputError: it is none.
+        InputError: The checkpoint has no valid recipe.
     """
     try:
         return Recipe.from_dict(parse_json(state["recipe"]))
@@ -149,7 +169,7 @@ def stored_recipe(folder: Path, state: dict[str, Any]) -> Recipe:
 
 
 def _check_state(path: Path, state: dict[str, Any]) -> None:
-    """Raise InputError unless every field of a checkpoint has the type that it was saved with."""
+    """Raise InputError unless every field of a checkpoint has the type with which it was saved."""
     wrong = [name for name in ("epoch", "step", "metrics_bytes") if type(state[name]) is not int or state[name] < 0]
     wrong += [name for name in ("recipe", "digest") if not isinstance(state[name], str)]
     environment, model, optimizer = state["environment"], state["model"], state["optimizer"]
@@ -165,12 +185,12 @@ def _check_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _plain_tensors(values: Any) -> bool:
-    """Whether this is a dict of tensors whose memory is what it seems."""
+    """True if `values` is a dict of tensors with strided memory."""
     return isinstance(values, dict) and all(isinstance(t, Tensor) and t.layout == torch.strided for t in values.values())
 
 
 def check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise InputError unless the tensors `found` in a file are those `expected`: names, shapes and dtypes, all finite."""
+    """Raise InputError unless the tensors `found` in a file match `expected` in names, shapes and dtypes, and are finite."""
     for name in [*expected, *found]:
         if name not in found or name not in expected:
             got = "none" if name not in found else "one"
@@ -184,7 +204,10 @@ def check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tens
 
 
 def tensor_digest(state: Any) -> str:
-    """Of all tensors in the state. The archive's own checksums are not enough: torch does not read by its directory alone."""
+    """A digest of all tensors in the state.
+
+    The archive's own checksums are not sufficient, because torch does not read the file by its directory alone.
+    """
     digest = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:
@@ -202,17 +225,25 @@ def tensor_digest(state: Any) -> str:
 
 
 def export_parameters(folder: Path, tensors: dict[str, Tensor], epoch: int) -> None:
-    """Write model.safetensors (InputError on a full disk)."""
+    """Write model.safetensors.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     from safetensors.torch import save
 
     tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    # one entry, because safetensors writes several in any order, and a resumed run ends with the same bytes
+    # A single entry, because safetensors writes several entries in any order, and a resumed run must end with the same bytes.
     told = {"dgmfast": json.dumps({"epoch": epoch, "blake2b": tensor_digest(tensors)})}
     write_atomically(folder / EXPORT, save(tensors, told))
 
 
 def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], dataset: data.Dataset) -> None:
-    """Write config.json (InputError on a full disk)."""
+    """Write config.json.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     config: dict[str, Any] = {"recipe": recipe.to_dict(), "image_shape": dataset.image_shape, "environment": environment}
     if dataset.pixels is not None:
         config |= {"pixels": dataset.pixels.tolist(), "full_shape": dataset.full_shape}
@@ -220,10 +251,10 @@ def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], data
 
 
 def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
-    """The model of a run, from config.json and model.safetensors, ready for evaluation.
+    """Read a run's model from config.json and model.safetensors, in evaluation mode.
 
     Raises:
-        InputError: the folder is not a run, or a file in it is damaged.
+        InputError: The folder is not a run, or a file in it is damaged.
     """
     folder = Path(folder)
     missing = [name for name in (CONFIG, EXPORT) if not (folder / name).is_file()]
@@ -242,7 +273,7 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
 
 
 def _shape(value: Any, size: Any) -> tuple[int, int, int] | None:
-    """The image shape (C, H, W) of `size` numbers that is stored as `value`."""
+    """The image shape (C, H, W) that is stored as `value`, for images of `size` numbers."""
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 3 or any(type(n) is not int or n < 1 for n in value):
@@ -253,6 +284,7 @@ def _shape(value: Any, size: Any) -> tuple[int, int, int] | None:
 
 
 def _import(path: Path, model: GenerativeModel) -> int:
+    """Load the parameters in model.safetensors into the model, and return the number of trained epochs."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -268,7 +300,7 @@ def _import(path: Path, model: GenerativeModel) -> int:
     epoch = told.get("epoch", 0) if isinstance(told, dict) else told
     if not isinstance(told, dict) or type(epoch) is not int or not 0 <= epoch < 1 << 40:
         raise InputError(f"{path}: expected the number of epochs that were trained; got {epoch!r:.50}")
-    if told.get("blake2b", digest) != digest:  # a file that something else wrote may have none
+    if told.get("blake2b", digest) != digest:  # a file from another program may have no digest
         raise InputError(f"{path}: expected the parameters that were written; got others, so the file is damaged")
     model.load_state_dict(tensors)
     return epoch
@@ -281,10 +313,10 @@ def create_model(recipe: Recipe) -> GenerativeModel:
 
 
 def fixed_split(dataset: data.Dataset, split: str, binarize: bool) -> data.Split:
-    """A split as bounds are evaluated on it: with `binarize`, grey levels are binarised by the one fixed draw.
+    """A split in the form on which bounds are evaluated. With `binarize`, grey levels are binarised by one fixed draw.
 
     Raises:
-        InputError: the data set has no such split.
+        InputError: The data set has no such split.
     """
     part: data.Split | None = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}.get(split)
     if part is None:
@@ -294,7 +326,7 @@ def fixed_split(dataset: data.Dataset, split: str, binarize: bool) -> data.Split
 
 
 def initialise(model: GenerativeModel, recipe: Recipe, x: Tensor) -> None:
-    """The parameters to begin with: those of the run recipe.start_from, or drawn, with the mean of x [N, D] where asked for.
+    """Set the initial parameters: those of the run recipe.start_from, or drawn ones, with the mean of x [N, D] if asked for.
 
     Raises:
         InputError: recipe.start_from is not a run of the same model.

@@ -1,4 +1,4 @@
-"""What figures of training read: metrics.jsonl, config.json and evaluation.json of a run's folder."""
+"""Reads the files that figures of training use: metrics.jsonl, config.json and evaluation.json of a run folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from dgmfast.files import parse_json
 from dgmfast.recipes import Recipe
 from dgmfast.runs.folder import CONFIG, METRICS
 
-Record = dict[str, Any]  # of one epoch
+Record = dict[str, Any]  # the metrics of one epoch
 EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What a run tells. evaluation: of `dgmfast evaluate`, empty where it was not run."""
+    """The log of a run.
+
+    Args:
+        folder: The run folder.
+        recipe: The recipe.
+        records: One record per epoch.
+        evaluation: The result of `dgmfast evaluate`, empty if the run was not evaluated.
+    """
 
     folder: Path
     recipe: Recipe
@@ -25,17 +32,17 @@ class RunLog:
     evaluation: dict[str, Any] = field(default_factory=dict)
 
     def test_bounds(self) -> dict[int, float]:
-        """L_K of log p(x) on the test split in nats, by K; empty where the run was not evaluated on it."""
+        """L_K of log p(x) on the test split in nats, by K; empty if the run was not evaluated on the test split."""
         if self.evaluation.get("split") != "test" or self.evaluation.get("labels") == "given":
             return {}
         return {int(name.removeprefix("L_")): bound["nats"] for name, bound in self.evaluation.get("bounds", {}).items()}
 
 
 def read_metrics(path: str | Path) -> list[Record]:
-    """The epochs of metrics.jsonl; a last line that a run is still writing is left out.
+    """The records of the epochs in metrics.jsonl. A last line that a run is still writing is left out.
 
     Raises:
-        InputError: the file cannot be read, or holds no epoch yet.
+        InputError: The file cannot be read, or holds no epoch yet.
     """
     try:
         whole, _, _ = Path(path).read_text().rpartition("\n")
@@ -48,7 +55,11 @@ def read_metrics(path: str | Path) -> list[Record]:
 
 
 def _record(number: int, line: str) -> Record:
-    """Line `number` of metrics.jsonl: epoch, and else finite numbers, nothing, or the KL of each unit by layer."""
+    """The record in line `number` of metrics.jsonl: an epoch, and else finite numbers, null, or the KL of units by layer.
+
+    Raises:
+        ValueError: The line is something else.
+    """
     record = parse_json(line)
     if not isinstance(record, dict) or type(record.get("epoch")) is not int or record["epoch"] < 1:
         raise ValueError(f"line {number} without an epoch")
@@ -69,7 +80,7 @@ def read_recipe(folder: str | Path) -> Recipe:
     """The recipe in the run's config.json.
 
     Raises:
-        InputError: there is none that can be read.
+        InputError: The file is missing or cannot be read.
     """
     path = Path(folder) / CONFIG
     try:
@@ -81,10 +92,10 @@ def read_recipe(folder: str | Path) -> Recipe:
 
 
 def read_run(folder: str | Path) -> RunLog:
-    """All that the files of a run tell.
+    """Everything that the files of a run say.
 
     Raises:
-        InputError: the folder is not a run with at least one epoch, or a file in it is damaged.
+        InputError: The folder is not a run with at least one epoch, or a file in it is damaged.
     """
     folder = Path(folder)
     recipe, records = read_recipe(folder), read_metrics(folder / METRICS)
@@ -100,7 +111,7 @@ def read_run(folder: str | Path) -> RunLog:
 
 
 def _check_evaluation(evaluation: Any) -> None:
-    """Raise ValueError unless this is what `dgmfast evaluate` writes, as far as figures read it."""
+    """Raise ValueError unless this is what `dgmfast evaluate` writes, as far as the figures read it."""
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("bounds"), dict):
         raise ValueError("no bounds")
     for name, bound in evaluation["bounds"].items():
@@ -116,12 +127,12 @@ def _check_evaluation(evaluation: Any) -> None:
 
 
 def metric_series(records: list[Record], name: str) -> tuple[list[int], list[float]]:
-    """The epochs that have the number `name`, and its values."""
+    """The epochs that have a number called `name`, and its values."""
     found = [(record["epoch"], record[name]) for record in records if isinstance(record.get(name), (int, float))]
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
 def metric_names(records: list[Record], *, prefix: str = "", suffix: str = "") -> list[str]:
-    """The names of numbers that any epoch has, in the order of their first appearance."""
+    """The names of the numbers that occur in any epoch, in the order of their first appearance."""
     found = {name: None for record in records for name, value in record.items() if isinstance(value, (int, float))}
     return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]

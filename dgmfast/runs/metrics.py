@@ -19,13 +19,13 @@ APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Metrics:
-    """metrics.jsonl (one object per epoch) and the events beside it; the lock on the file keeps a second process out."""
+    """metrics.jsonl (one JSON object per epoch) and the TensorBoard events. A lock on the file keeps other processes out."""
 
     def __init__(self, folder: Path, length: int, epoch: int, step: int) -> None:
-        """Continue after `length` bytes, which hold `epoch` epochs of `step` steps in all; what was written later is dropped.
+        """Continue after `length` bytes, which hold `epoch` epochs with `step` steps in total. Later lines are removed.
 
         Raises:
-            InputError: another process trains in the folder, these bytes are not those epochs, or the file cannot be written.
+            InputError: Another process trains in the folder, the bytes are not those epochs, or the file cannot be written.
         """
         self.path = folder / METRICS
         if self.path.is_symlink():
@@ -46,6 +46,7 @@ class Metrics:
                 raise
 
     def _check(self, length: int, epoch: int, step: int) -> None:
+        """Raise InputError unless the first `length` bytes are `epoch` epochs with `step` steps in total."""
         lines = self.path.read_bytes()[:length].splitlines(keepends=True)
         try:
             last = parse_json(lines[-1]) if lines else {"epoch": 0, "step": 0}
@@ -66,7 +67,7 @@ class Metrics:
                     self.events.add(name, value, record["epoch"])
 
     def sync(self) -> int:
-        """Bring all to the disk, and return the length of metrics.jsonl in bytes."""
+        """Flush everything to the disk, and return the length of metrics.jsonl in bytes."""
         with disk_errors(self.path):
             self.events.flush()
             self.file.flush()
@@ -82,18 +83,18 @@ class Metrics:
                 self.events.close()
                 self.file.close()
         except InputError:
-            if error is None:  # else the first error says it all
+            if error is None:  # otherwise the first error is the one to report
                 raise
 
 
 class _Events:
-    """The scalars of a run as TensorBoard reads them.
+    """The numbers of a run as TensorBoard events.
 
-    They are written at once: SummaryWriter hands them to a thread, which tells of a full disk by a traceback.
+    They are written directly. SummaryWriter would write them in a thread, which reports a full disk by a traceback.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Steps from `first_step` on in older files of the folder no longer count.
+        """Start a new file. TensorBoard then ignores events from `first_step` on in older files of the folder.
 
         Raises:
             InputError: TensorBoard is not installed.
@@ -114,23 +115,24 @@ class _Events:
         self.records.write(self.event.Event(wall_time=time.time(), **fields).SerializeToString())
 
     def add(self, name: str, value: float, step: int) -> None:
-        """The value of `name` in an epoch."""
+        """Add the value of `name` in epoch `step`."""
         scalar = self.summary.Summary.Value(tag=name, simple_value=value)
         self._write(step=step, summary=self.summary.Summary(value=[scalar]))
 
     def flush(self) -> None:
-        """Bring all to the file."""
+        """Write all events to the file."""
         self.records.flush()
 
     def close(self) -> None:
-        """Bring all to the file, and close it."""
+        """Write all events to the file, and close it."""
         self.records.close()
 
 
 def _lock(path: Path, descriptor: int) -> None:
+    """Lock the file, or raise InputError if another process has the lock."""
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no fcntl
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

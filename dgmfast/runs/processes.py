@@ -1,4 +1,4 @@
-"""Data-parallel training over the processes that torchrun started; one process needs nothing of it."""
+"""Data-parallel training over the processes that torchrun started. A single process needs no setup."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from dgmfast.objectives import Objective
 
 T = TypeVar("T")
 
-RENDEZVOUS_SECONDS = (
-    "DGMFAST_RENDEZVOUS_SECONDS"  # the environment variable of how long processes wait for each other at the beginning
-)
+RENDEZVOUS_SECONDS = "DGMFAST_RENDEZVOUS_SECONDS"  # environment variable: how long processes wait for each other at the start
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together."""
+    """The processes that train together: this process has number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
 
     def shard(self, rows: int) -> tuple[int, int]:
-        """The rows [begin, end) of a batch of `rows` that are this process's: parts differ by one row at most."""
+        """This process's rows [begin, end) of a batch of `rows` rows. The shards differ by at most one row."""
         return self.rank * rows // self.size, (self.rank + 1) * rows // self.size
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """Sum the value over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def broadcast_from_rank0(self, function: Callable[[], T]) -> T:
-        """What `function` returns, or the InputError that it raises, in the first process, which alone touches the run folder."""
+        """Call `function` in the first process only, and return its result, or raise its InputError, in every process.
+
+        Only the first process touches the run folder.
+        """
         if self.size == 1:
             return function()
         answer: list[Any] = [None, None]
@@ -62,7 +63,10 @@ class Group:
         return result
 
     def all_or_raise(self, function: Callable[[], T]) -> T:
-        """What `function` returns in each process; an InputError of one is raised in all, so that none waits for it."""
+        """Call `function` in every process, and return its result.
+
+        If it raises InputError in one process, all processes raise it, so that none waits for another.
+        """
         if self.size == 1:
             return function()
         result, error = None, None
@@ -78,7 +82,7 @@ class Group:
         return result  # type: ignore[return-value]
 
     def gather(self, part: Tensor, rows: int) -> Tensor:
-        """All `rows` rows in every process, from each one's `part` of them."""
+        """All `rows` rows in every process, from the `part` of them that each process has."""
         begin, end = self.shard(rows)
         whole = part.new_zeros(rows, *part.shape[1:])
         whole[begin:end] = part
@@ -86,10 +90,10 @@ class Group:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank, number of processes), from the environment that torchrun sets; without WORLD_SIZE, RANK is somebody else's.
+    """(rank, number of processes) from the environment that torchrun sets. Without WORLD_SIZE, RANK is ignored.
 
     Raises:
-        InputError: a variable that is missing or not what it should be.
+        InputError: A variable is missing or invalid.
     """
     size = _whole("WORLD_SIZE", 1)
     if size == 1:
@@ -105,7 +109,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def _whole(name: str, least: int) -> int:
-    """The whole number in an environment variable; `least` where there is none."""
+    """The whole number in an environment variable, or `least` if it is not set."""
     text = os.environ.get(name) or str(least)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
         raise InputError(f"{name} in the environment must be a whole number of at least {least}; got {text!r:.50}")
@@ -113,7 +117,7 @@ def _whole(name: str, least: int) -> int:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all."""
+    """True in the first process, which writes the messages for all."""
     try:
         return rank_and_size()[0] == 0
     except InputError:
@@ -121,9 +125,9 @@ def is_main() -> bool:
 
 
 def error_line(error: BaseException, message: str) -> str | None:
-    """The line in which this process tells an error; None where another process tells it.
+    """The line with which this process reports an error, or None if another process reports it.
 
-    What happens in several processes alike is told by the first of them that gets to the store of torchrun.
+    If the same error occurs in several processes, the first of them that reaches the store of torchrun reports it.
     """
     try:
         rank, size = rank_and_size()
@@ -141,13 +145,16 @@ def error_line(error: BaseException, message: str) -> str | None:
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether this is how torch says that another process is gone."""
+    """True if torch says with this error that another process has ended."""
     return rank_and_size()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error))
 
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[Group]:
-    """The group that torchrun's environment describes: gloo on CPU, nccl on CUDA; patience: of one process with another."""
+    """Context manager: the group that torchrun's environment describes, with gloo on a CPU and nccl on CUDA.
+
+    `patience` is how long a process waits for another one.
+    """
     rank, size = rank_and_size()
     if size == 1 or dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Group()
@@ -161,12 +168,17 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        gc.collect()  # a DistributedDataParallel, which is a reference cycle, aborts the process if it outlives its group
+        # A DistributedDataParallel is a reference cycle, and aborts the process if it outlives its group.
+        gc.collect()
         dist.destroy_process_group()
 
 
 def _meet(backend: str, rank: int, size: int, patience: timedelta | None) -> None:
-    """Begin the group, or raise InputError if the processes do not find each other."""
+    """Create the process group.
+
+    Raises:
+        InputError: The processes do not find each other.
+    """
     wait = timedelta(seconds=_whole(RENDEZVOUS_SECONDS, 1) if os.environ.get(RENDEZVOUS_SECONDS) else 60)
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))
@@ -181,10 +193,10 @@ def _meet(backend: str, rank: int, size: int, patience: timedelta | None) -> Non
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; under torchrun "cuda" is the process's own card.
+    """The device called `name`. Under torchrun, "cuda" is the process's own GPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: There is no such device.
     """
     try:
         device = torch.device(name)
@@ -200,7 +212,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Loss(nn.Module):
-    """The objective as a module, which DistributedDataParallel can wrap."""
+    """The objective as a module, so that DistributedDataParallel can wrap it."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -211,7 +223,7 @@ class Loss(nn.Module):
 
 
 def parallel(model: nn.Module, objective: Objective, group: Group, device: torch.device) -> nn.Module:
-    """The loss of `model`, whose backward averages the gradients over the processes."""
+    """The loss of `model` as a module whose backward pass averages the gradients over the processes."""
     if group.size == 1:
         return Loss(model, objective)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
@@ -229,11 +241,13 @@ class RowSyncBatchNorm(nn.SyncBatchNorm):
     """RowBatchNorm over the rows of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., features] -> the same shape."""
         result: Tensor = super().forward(x.flatten(0, -2)).view(x.shape)
         return result
 
 
 def _synchronise_batch_norm(module: nn.Module) -> None:
+    """Replace every RowBatchNorm in the module by a RowSyncBatchNorm."""
     for name, child in module.named_children():
         if isinstance(child, RowBatchNorm):
             synchronised = RowSyncBatchNorm(

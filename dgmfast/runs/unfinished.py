@@ -1,4 +1,4 @@
-"""The rows that an interrupted evaluation has done, kept beside the run so that the same command goes on from there."""
+"""Saves the finished rows of an evaluation in the run folder, so that the same command continues after an interruption."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dgmfast.errors import InputError
 from dgmfast.evaluate import RowResults
 from dgmfast.files import write_atomically
 
-SAVE_SECONDS = 10.0  # what a kill loses at most, beside the block of rows that is being computed
+SAVE_SECONDS = 10.0  # a kill loses at most this time and the block of rows that is being computed
 
 
 class EvaluationCheckpoint:
-    """A file of finished rows, under a name made of all that they depend on: other settings have a file of their own."""
+    """A file of finished rows. Its name depends on all settings of the evaluation, so that other settings have another file."""
 
     def __init__(self, folder: Path, depends_on: Mapping[str, Any]) -> None:
-        """depends_on: what can be written as JSON."""
+        """`depends_on` holds everything that the rows depend on. It must be possible to write it as JSON."""
         self.key = json.dumps(depends_on, sort_keys=True)
         self.path = folder / f"evaluation.partial-{hashlib.blake2b(self.key.encode(), digest_size=8).hexdigest()}.npz"
         self.start = self.saved_at = time.monotonic()
-        self.seconds = 0.0  # of earlier sessions
+        self.seconds = 0.0  # time of earlier sessions
 
     def load(self, points: int, device: torch.device, most: int) -> RowResults:
-        """The rows that are done, at most `most`, with P = `points` states each; none where there is no file.
+        """The finished rows, at most `most`, with P = `points` states each. They are empty if there is no file.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         if not self.path.exists():
             return RowResults()
@@ -60,7 +60,11 @@ class EvaluationCheckpoint:
         return RowResults([states], [pareto_k])
 
     def save(self, rows: RowResults) -> None:
-        """Write all rows (InputError on a full disk)."""
+        """Write all rows.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         if len(rows) == 0:
             return
         rows.join()
@@ -71,14 +75,14 @@ class EvaluationCheckpoint:
         self.saved_at = time.monotonic()
 
     def save_sometimes(self, rows: RowResults) -> None:
-        """Write all rows if the last time is long ago."""
+        """Write all rows if the last write was more than SAVE_SECONDS ago."""
         if time.monotonic() >= self.saved_at + SAVE_SECONDS:
             self.save(rows)
 
     def total_seconds(self) -> float:
-        """Of all sessions."""
+        """The seconds that the evaluation took, over all sessions."""
         return self.seconds + time.monotonic() - self.start
 
     def remove(self) -> None:
-        """The evaluation is written."""
+        """Remove the file, once the evaluation has been written."""
         self.path.unlink(missing_ok=True)

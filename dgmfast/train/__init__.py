@@ -1,4 +1,4 @@
-"""Training: fit a recipe, resume a run."""
+"""Training: fit a recipe, or resume a run."""
 
 from dgmfast.train.loop import fit, resume
 

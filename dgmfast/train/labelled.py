@@ -1,4 +1,4 @@
-"""The labelled rows of a semi-supervised training."""
+"""The labelled rows of semi-supervised training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from dgmfast.seeds import derive_seed
 
 
 class LabelledRows:
-    """The labelled rows, in passes of their own: each pass has its order and its draw of the data's noise."""
+    """Batches of the labelled rows.
+
+    The labelled rows have their own passes: each pass has its own order and its own draw of binary images or noise.
+
+    Raises:
+        InputError: The model takes no labels, the data set has none, the numbers of classes differ, or no unlabelled rows remain.
+    """
 
     def __init__(self, recipe: Recipe, dataset: data.Dataset, model: GenerativeModel, device: torch.device) -> None:
         if not isinstance(model, LabelModel):
@@ -36,14 +42,17 @@ class LabelledRows:
         self.passed: tuple[int, Tensor, Tensor] | None = None
 
     def share(self, group: Group) -> float:
-        """Of the labelled rows of a step, those of this process."""
+        """The fraction of the labelled rows of a step that this process has."""
         begin, end = group.shard(self.size)
         return (end - begin) / self.size
 
     def batch(self, step: int, group: Group, unlabelled: int) -> Labelled:
-        """This process's labelled rows of training step `step`, counted from the beginning of the training."""
+        """This process's labelled rows of training step `step`, counted from the beginning of training.
+
+        `unlabelled` is the number of unlabelled rows in the batch; the noise of the labelled rows is numbered after them.
+        """
         begin, end = group.shard(self.size)
-        end = max(end, begin + 1)  # a process without a share still takes part, with weight 0
+        end = max(end, begin + 1)  # a process without rows still takes part, with weight 0
         rows = range(step * self.size + begin, step * self.size + end)
         parts = []
         while rows:
@@ -55,6 +64,7 @@ class LabelledRows:
         return Labelled(x, y, self.alpha, unlabelled + begin)
 
     def _pass(self, index: int) -> tuple[Tensor, Tensor]:
+        """The labelled rows and their labels in the order of pass `index`; the last pass is cached."""
         if self.passed is None or self.passed[0] != index:
             seed = derive_seed(self.recipe.seed, "labelled", index)
             x = data.sample_inputs(self.dataset, self.x, seed) if self.recipe.binarize else self.x

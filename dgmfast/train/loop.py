@@ -1,15 +1,16 @@
-"""One training loop for all models: seeded, checkpointed, resumable bit for bit, on one process or on many.
+"""One training loop for all models. It is seeded and checkpointed, and a run resumes bit for bit, on one process or on many.
 
-Every random choice is a pure function of the recipe's seed and of where it is made (`derive_seed`):
+Every random choice is a pure function of the recipe's seed and of a path that names the choice (see `derive_seed`):
 
 - (seed, "init"): the initial parameters;
-- (seed, "shuffle", epoch), (seed, "binarize", epoch): the order of the rows and their binary images;
-- (seed, "labels"): which rows are labelled; (seed, "labelled", pass): their order and binary images in a pass over them;
-- (seed, "noise", epoch, step): the latents, through Philox, row by row of the whole batch;
+- (seed, "shuffle", epoch) and (seed, "binarize", epoch): the order of the rows, and their binary images;
+- (seed, "labels"): which rows are labelled;
+- (seed, "labelled", pass): their order and binary images in a pass over them;
+- (seed, "noise", epoch, step): the latents, through Philox, numbered by the rows of the whole batch;
 - (seed, "torch", epoch, rank): torch's own generator, for layers that draw from it;
 - (seed, "evaluate"): the latents of the bounds in the log.
 
-So a checkpoint at the end of an epoch needs no generator's state.
+A checkpoint at the end of an epoch therefore needs no generator state.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from dgmfast.seeds import derive_seed
 from dgmfast.train.labelled import LabelledRows
 from dgmfast.train.progress import Progress
 
-WINDOW = 50  # steps between two looks at the loss: reading it on CUDA waits for the device
+WINDOW = 50  # steps between two reads of the loss, because reading it on CUDA waits for the device
 EVALUATION_ROWS = 1000
 INTACT = "the last checkpoint is intact"
 
@@ -75,13 +76,24 @@ def fit(
     progress: bool = True,
     figures: bool = True,
 ) -> GenerativeModel:
-    """Train the model of `recipe` in a new run folder and return it, ready for evaluation.
+    """Train the model of `recipe` in a new run folder, and return it in evaluation mode.
 
-    dataset: what to train on instead of reading `recipe.data` from `data_dir`. A checkpoint is written at the start, at the end,
-    after every `checkpoint_every` epochs if that is given, and at the end of an epoch `checkpoint_minutes` after the last one.
+    A checkpoint is written at the start and at the end, after every `checkpoint_every` epochs, and at the end of an epoch that is
+    `checkpoint_minutes` after the last checkpoint.
+
+    Args:
+        recipe: The experiment.
+        folder: The run folder. It may not hold a run that has trained an epoch.
+        dataset: The data to train on, instead of reading `recipe.data` from `data_dir`.
+        data_dir: The folder of the data sets; by default that of DGMFAST_DATA_DIR.
+        device: "cpu" or "cuda".
+        checkpoint_every: Number of epochs between checkpoints, or None.
+        checkpoint_minutes: Number of minutes between checkpoints.
+        progress: If true, show the progress on stderr.
+        figures: If true, draw the figures of the run at the end.
 
     Raises:
-        InputError: the folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
+        InputError: The folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
     """
     options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
     with _session(options) as group:
@@ -100,7 +112,7 @@ def fit(
 
 
 def _complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """The recipe with what follows from the data: the model's size, and the number of classes where labels are used."""
+    """The recipe with the settings that follow from the data: the size of x, and the number of classes if labels are used."""
     follows: dict[str, Any] = {"x_dim": dataset.train.x.shape[1]}
     kind = models.MODELS.get(recipe.model["name"], GenerativeModel)
     if recipe.labels and dataset.classes is not None and issubclass(kind, LabelModel):
@@ -120,13 +132,24 @@ def resume(
     progress: bool = True,
     figures: bool = True,
 ) -> GenerativeModel:
-    """Continue a run from its last checkpoint, to the parameters and metrics of an uninterrupted run, and return the model.
+    """Continue a run from its last checkpoint, and return the model.
 
-    changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs; all other settings stay what
-    they were. Other arguments: as for `fit`.
+    The parameters and metrics are those of an uninterrupted run.
+
+    Args:
+        folder: The run folder.
+        changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs. Other settings cannot
+            change.
+        dataset: As for `fit`, like the arguments below.
+        data_dir: The folder of the data sets.
+        device: "cpu" or "cuda".
+        checkpoint_every: Number of epochs between checkpoints, or None.
+        checkpoint_minutes: Number of minutes between checkpoints.
+        progress: If true, show the progress on stderr.
+        figures: If true, draw the figures of the run at the end.
 
     Raises:
-        InputError: the folder holds no run, its checkpoint is damaged, or `changes` asks for more; and as for `fit`.
+        InputError: The folder holds no run, its checkpoint is damaged, `changes` asks for more than that, or as for `fit`.
     """
     options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
     with _session(options) as group:
@@ -137,7 +160,11 @@ def resume(
 
 
 def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe:
-    """The recipe to go on with, or the InputError that says why not."""
+    """The recipe with which a run continues.
+
+    Raises:
+        InputError: `changes` contains something that cannot be changed.
+    """
     wanted = stored.override(changes)
     if wanted == stored:
         return stored
@@ -156,7 +183,7 @@ def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe
 
 
 class _Options:
-    """How to train, as far as the trained parameters do not depend on it."""
+    """The options of training that do not change the trained parameters."""
 
     def __init__(self, folder: Path, device: str, every: int | None, minutes: float, progress: bool, figures: bool) -> None:
         if every is not None:
@@ -169,13 +196,14 @@ class _Options:
 
 @contextmanager
 def _session(options: _Options) -> Iterator[Group]:
+    """Context manager: the processes that train together. torch's generators are restored afterwards."""
     devices = [options.device] if options.device.type == "cuda" else []
     with torch.random.fork_rng(devices), process_group(options.device) as group:
         yield group
 
 
 class _Training:
-    """The state of a run between two epochs, and what moves it on."""
+    """A training run: its state between two epochs, and the methods that advance it."""
 
     def __init__(
         self, recipe: Recipe, dataset: data.Dataset, group: Group, options: _Options, state: dict[str, Any] | None
@@ -223,7 +251,7 @@ class _Training:
         self.resumed = state is not None
 
     def _check_values(self, model: GenerativeModel, x: Tensor, split: str) -> None:
-        """Raise InputError unless the model takes the values of all rows x of a split, as an epoch would draw them."""
+        """Raise InputError unless the model takes the values of all rows x of a split, drawn as in an epoch."""
         for first in range(0, len(x), EVALUATION_ROWS):
             part = x[first : first + EVALUATION_ROWS]
             if split == "train" and self.recipe.binarize:
@@ -231,6 +259,7 @@ class _Training:
             model.check_values(f"{split} split of {self.dataset.name}", part, first)
 
     def run(self) -> GenerativeModel:
+        """Train until the last epoch. The first process writes the run folder."""
         if self.group.rank > 0:
             while self.epoch < self.recipe.epochs:
                 self._train_epoch(None)
@@ -240,7 +269,7 @@ class _Training:
             folder.mkdir(parents=True, exist_ok=True)
         with Metrics(folder, self.metrics_bytes, self.epoch, self.step) as metrics:
             if not self.resumed:
-                self._save_state(metrics)  # before the other files, so that a folder with any of them can be resumed
+                self._save_state(metrics)  # written first, so that any begun run can be resumed
             write_config(folder, self.recipe, self.environment, self.dataset)
             export_parameters(folder, self.model.state_dict(), self.epoch)
             steps = math.ceil(len(self.x) / self.batch_size)
@@ -271,7 +300,7 @@ class _Training:
                 saved_at = time.monotonic()
 
     def _train_epoch(self, bar: Progress | None) -> dict[str, Any]:
-        """Train one epoch; its record for the log, complete in the first process."""
+        """Train one epoch, and return its record for the log. The record is complete in the first process."""
         start, epoch, recipe = time.perf_counter(), self.epoch, self.recipe
         torch.manual_seed(derive_seed(recipe.seed, "torch", epoch, self.group.rank))
         x = self.x
@@ -282,7 +311,8 @@ class _Training:
             parameters["lr"] = rate
         self.model.begin_epoch(epoch)
         learned = [p.requires_grad for p in self.model.parameters()]
-        if learned != self.learned:  # another stage: the processes share the gradients of other parameters
+        # A new stage of the model: the processes average the gradients of other parameters.
+        if learned != self.learned:
             self.learned, self.loss = learned, parallel(self.model, self.recipe.objective, self.group, self.options.device)
         self.model.train()
         terms = self._steps(x, beta, bar)
@@ -293,7 +323,7 @@ class _Training:
         return {**record, "seconds": round(time.perf_counter() - start, 3)}
 
     def _steps(self, x: Tensor, beta: float, bar: Progress | None) -> dict[str, float]:
-        """All steps of an epoch; the mean over its rows of each term, in nats."""
+        """Train on all batches of an epoch, and return the mean over its rows of each term, in nats."""
         seed, epoch = self.recipe.seed, self.epoch
         generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
         batches = torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size)
@@ -302,12 +332,13 @@ class _Training:
         weights: list[float] = []
         for step, batch in enumerate(batches):
             begin, end = self.group.shard(len(batch))
-            rows = batch[begin:end] if end > begin else batch[:1]  # a process without rows still takes part, with weight 0
+            # A process without rows still takes part, with one row of weight 0.
+            rows = batch[begin:end] if end > begin else batch[:1]
             share = (end - begin) / len(batch)
             labelled = None
             if self.labelled is not None and not self.model.ignores_labels:
                 labelled = self.labelled.batch(self.step + step, self.group, len(batch))
-            # the gradients are averaged over the processes
+            # The gradients are averaged over the processes, so that each process multiplies its share by their number.
             counts = share * self.group.size, self.labelled.share(self.group) * self.group.size if self.labelled else 0.0
             step_seed = derive_seed(seed, "noise", epoch, step)
             loss, terms = self.loss(x[rows], None, beta, step_seed, begin, labelled, counts)
@@ -329,24 +360,25 @@ class _Training:
         return {"objective": -loss, **dict(zip(names[1:], means, strict=True))}
 
     def _close_window(self, values: Tensor, weights: list[float], names: list[str], last: int) -> Tensor:
-        """The sums over the window's rows [terms]; `values` [steps, terms] are this process's means.
+        """The sums of the terms over the window's rows, [terms]. `values` [steps, terms] are this process's means.
 
         Raises:
-            InputError: a value is not finite; it names the first step with one.
+            InputError: A value is not finite. The message names the first such step.
         """
         values = values.double().cpu()
         bad = self.group.sum((~values.isfinite()).long())
         if bad.any():
             step = int(bad.any(1).nonzero()[0])
             guilty = [name for name, count in zip(names, bad[step].tolist(), strict=True) if count]
-            terms = [name for name in guilty if name not in ("loss", "elbo")] or guilty[:1]  # those two are sums of the others
+            # "loss" and "elbo" are sums of the other terms.
+            terms = [name for name in guilty if name not in ("loss", "elbo")] or guilty[:1]
             place = f"epoch {self.epoch + 1}, step {last + 2 - len(values) + step}"
             raise InputError(f"training stopped in {place}: {', '.join(terms)} not finite; {INTACT}")
         return self.group.sum(torch.tensor(weights, dtype=torch.float64) @ values)
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, Any]:
-        """On the validation (else the test) split: L_1 in nats per row, the KL of each unit, and the error in percent."""
+        """L_1 in nats per row, the KL of each unit, and the error in percent, on the validation split (else the test split)."""
         self.model.eval()
         objective, seed, total = Objective(), derive_seed(self.recipe.seed, "evaluate"), 0.0
         for first in range(0, len(self.bound_x), EVALUATION_ROWS):
@@ -363,6 +395,11 @@ class _Training:
         return record | {"kl_units": {name: [round(value, 6) for value in kl.tolist()] for name, kl in units.items()}}
 
     def _save_state(self, metrics: Metrics) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            InputError: A parameter is not finite, or the disk is full.
+        """
         for name, value in self.model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(f"training stopped after epoch {self.epoch}: {name} not finite; {INTACT}")
@@ -379,7 +416,7 @@ class _Training:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[Any, Any], path: Path) -> None:
-    """Load Adam's moments, checked: its fused kernel trusts their shapes. All else about it follows from the recipe."""
+    """Load Adam's moments after checking them, because the fused kernel trusts their shapes. The rest follows from the recipe."""
     for index, entry in state.items():
         if type(index) is not int or not 0 <= index < len(parameters) or entry.keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise InputError(f"{path}: expected the moments of {len(parameters)} parameters; got others, of {index!r:.30}")
@@ -395,10 +432,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], 
 
 
 def _normalises(model: GenerativeModel) -> bool:
+    """True if the model contains batch normalisation."""
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group: Group) -> None:
+    """Raise InputError if batch normalisation would get fewer than two rows per process in the last batch."""
     last = rows % batch_size or min(rows, batch_size)
     if _normalises(model) and last < 2 * group.size:
         raise InputError(
@@ -408,6 +447,7 @@ def _check_last_batch(model: GenerativeModel, rows: int, batch_size: int, group:
 
 
 def _finite(split: data.Split, name: str) -> data.Split:
+    """Return the split, or raise InputError if a value of x is not finite."""
     finite = split.x.isfinite().all(1) if split.x.is_floating_point() else torch.ones(len(split.x), dtype=torch.bool)
     if not finite.all():
         row = int((~finite).nonzero()[0])

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import Any
 
-LINE_SECONDS = 5.0  # between two lines where there is no terminal
+LINE_SECONDS = 5.0  # between two lines if there is no terminal
 
 
 class Progress:
-    """A bar over all steps on a terminal, else now and then a line at the end of an epoch."""
+    """A progress bar over all steps on a terminal; without a terminal, a line at the end of some epochs."""
 
     def __init__(self, name: str, epoch: int, epochs: int, steps: int, enabled: bool = True) -> None:
         self.enabled, self.name, self.epochs, self.bar, self.last_line = enabled, name, epochs, None, -LINE_SECONDS
@@ -21,12 +21,12 @@ class Progress:
             self.bar.set_description(f"{name} epoch {epoch}/{epochs}", refresh=False)
 
     def steps(self, count: int) -> None:
-        """`count` more steps are done."""
+        """Advance by `count` steps."""
         if self.bar is not None:
             self.bar.update(count)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done."""
+        """Show the record of a finished epoch."""
         bounds = " ".join(f"{name} {value:.2f}" for name, value in record.items() if name.endswith("elbo"))
         errors = "".join(f", {name} {value:.2f} %" for name, value in record.items() if name.endswith("error"))
         message = f"{bounds} nats{errors}"
@@ -39,6 +39,6 @@ class Progress:
             print(f"{title}: {message}, {record['seconds']:.2f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
