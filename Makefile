@@ -2,7 +2,7 @@
 #
 #   make demo     train and evaluate on handwritten digits, with figures        make test      the whole test suite
 #   make install  set-up and build only                                        make lint      ruff, clang-format, mypy
-#   make docs     the pages of docs/ in build/docs, warnings as errors
+#   make docs     the pages of docs/ in build/docs, warnings as errors          make notebooks run docs/notebooks and keep their output
 #   make bench    time everything against its rivals                           make sanitize  kernels under ASan and UBSan
 #   make cuda-on-host   the CUDA kernels behind the ops, executed on the CPU, and each of their barriers left out in turn: 30 minutes
 #
@@ -21,7 +21,7 @@ CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' 
 OPS_TESTS := $(filter-out %test_kernels.py %test_compile.py %test_ops_errors.py %test_mlp_bernoulli_errors.py \
   %test_gaussian_sample_statistics.py, $(wildcard tests/ops/test_*.py))
 
-.PHONY: install demo test lint docs bench sanitize cuda-on-host clean
+.PHONY: install demo test lint docs notebooks bench sanitize cuda-on-host clean
 
 install: $(VENV)/built
 
@@ -39,6 +39,9 @@ lint: $(VENV)/ready
 
 docs: install $(VENV)/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+notebooks: install $(VENV)/docs
+	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 bench: install
 	$(BIN)/python -m bench

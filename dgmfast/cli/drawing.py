@@ -11,8 +11,8 @@ from dgmfast.runs import fixed_split, open_run
 
 @click.command()
 @RUN
-@click.option("--split", help="Of the data to draw [valid where there is one, else test].")
-@click.option("--seed", default=0, show_default=True, help="Of the samples and of the latents.")
+@click.option("--split", help="Split of the data to draw [valid if there is one, else test].")
+@click.option("--seed", default=0, show_default=True, help="Seed of the samples and of the latents.")
 @DATA_DIR
 @THREADS
 def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -> None:

@@ -40,23 +40,23 @@ LABELS = {
     "given": "log p(x, y) with the label given",
 }
 PATIENCE = timedelta(days=7)  # how long a process that has finished its rows waits for the others
-SPLIT = click.option("--split", default="test", show_default=True, help="train, valid or test.")
+SPLIT = click.option("--split", default="test", show_default=True, help="Split of the data: train, valid or test.")
 
 
 @click.command()
 @RUN
 @click.option("--iw", "k", default=5000, show_default=True, help="Importance samples K.")
-@click.option("--tolerance", type=float, help="A row needs no more samples once its standard error, in nats, is below [none].")
+@click.option("--tolerance", type=float, help="Stop sampling a row once its standard error is below this, in nats [none].")
 @click.option(
     "--labels",
     type=click.Choice(list(LABELS)),
-    help="A model's label: summed over exactly, drawn once per sample (as most published L_K), or given [exact].",
+    help="How a label is treated: summed over exactly, drawn once per sample (as in most published L_K), or given [exact].",
 )
-@click.option("--data", "dataset", help="Name of another data set than the run's.")
+@click.option("--data", "dataset", help="Evaluate this data set instead of the run's.")
 @SPLIT
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many rows.")
-@click.option("--chunk", type=click.IntRange(1), help="Rows x samples at a time (chosen from the free memory).")
-@click.option("--seed", default=0, show_default=True, help="Of the importance samples.")
+@click.option("--limit", type=click.IntRange(1), help="Evaluate only the first N rows.")
+@click.option("--chunk", type=click.IntRange(1), help="Rows x samples in memory at a time [from the free memory].")
+@click.option("--seed", default=0, show_default=True, help="Seed of the importance samples.")
 @DATA_DIR
 @DEVICE
 @THREADS
@@ -149,17 +149,17 @@ def _label(labels: str, y: Tensor | None, limit: int | None, rows: str) -> Label
 @click.option(
     "--by",
     type=click.Choice(CLASSIFY_BY),
-    help="q(y|x), p(y|x) of the bounds, both together, or CaGeM's cascade [q; of a CaGeM cascade].",
+    help="Classifier: q(y|x), p(y|x) from the bounds, both combined, or CaGeM's cascade [q; cascade for a CaGeM].",
 )
-@click.option("--samples", default=10, show_default=True, type=click.IntRange(1), help="Draws of the latents per row.")
-@click.option("--grey", is_flag=True, help="Classify grey levels as they are, not one binary draw of them.")
+@click.option("--samples", default=10, show_default=True, type=click.IntRange(1), help="Draws of the latents for each row.")
+@click.option("--grey", is_flag=True, help="Classify the grey levels themselves instead of one binary draw of them.")
 @SPLIT
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The table of the rows, with .json and .png beside it [RUN/classification.csv and .json, RUN/figures/confusion.png].",
+    help="Write the table of rows here, and .json and .png beside it [RUN/classification.csv, .json, RUN/figures/confusion.png].",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @DATA_DIR
 @DEVICE
 @THREADS
@@ -202,10 +202,10 @@ def classify(
 @click.command()
 @RUN
 @click.option("--n", default=100, show_default=True, type=click.IntRange(1, 100_000))
-@click.option("--out", type=click.Path(path_type=Path), help="The figure [RUN/samples.png].")
-@click.option("--npz", type=click.Path(path_type=Path), help="Write the values, [n, D], too.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figure here [RUN/samples.png].")
+@click.option("--npz", type=click.Path(path_type=Path), help="Also write the values, [n, D], to this file.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--temperature", default=1.0, show_default=True, help="Divides the logits of pixels that are drawn one by one.")
+@click.option("--temperature", default=1.0, show_default=True, help="Divide the logits of autoregressive pixels by this.")
 @click.option("--progress/--no-progress", default=True)
 @DATA_DIR
 @THREADS

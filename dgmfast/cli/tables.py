@@ -20,18 +20,20 @@ from dgmfast.runs import holds_run, is_main, open_run
 @click.argument("name", metavar="TABLE", required=False)
 @click.option("--list", "listed", is_flag=True, help="Show the tables and their rows.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Runs per row, with the seeds 0, 1, ...")
-@click.option("--epochs", type=click.IntRange(1), help="Of every run; warm-up and schedule shrink with it [the recipes' own].")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Epochs of every run; warm-up and schedule scale with them [the recipes' own]."
+)
 @click.option("--iw", "k", default=5000, show_default=True, type=click.IntRange(1), help="Importance samples of the last bound.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many test rows, for the bounds.")
+@click.option("--limit", type=click.IntRange(1), help="Evaluate the bounds on the first N test rows only.")
 @click.option(
     "--labels",
     type=click.Choice(["sampled", "exact"]),
     default="sampled",
     show_default=True,
-    help="The bounds of models with a label: drawn once per sample, as most publications, or summed over.",
+    help="How the bounds treat a label: drawn once per sample, as in most publications, or summed over.",
 )
-@click.option("--only", multiple=True, metavar="ROW", help="Only this row (as --list names it); may be given several times.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting, of every run.")
+@click.option("--only", multiple=True, metavar="ROW", help="Run only this row, as --list names it. May be given several times.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change any setting of every run.")
 @click.option("--out", default="reproduce", show_default=True, type=click.Path(path_type=Path), help="Folder of runs and tables.")
 @DATA_DIR
 @DEVICE
@@ -64,11 +66,17 @@ def reproduce(name: str | None, listed: bool, settings: tuple[str, ...], **optio
 @click.command()
 @click.argument("name", metavar=f"[{'|'.join(BASELINES)}]")
 @click.option("--data", "dataset", default="mnist", show_default=True, help="Name of the data set.")
-@click.option("--labels", default=100, show_default=True, type=click.IntRange(1), help="Labelled rows, as many of each class.")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of the labelled rows, and of the fit.")
-@click.option("--m1", type=click.Path(path_type=Path), help="For m1-svm: the run of a VAE; trained there first if there is none.")
-@click.option("--epochs", default=100, show_default=True, type=click.IntRange(1), help="Of that training.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the result, with the prediction of every row.")
+@click.option(
+    "--labels", default=100, show_default=True, type=click.IntRange(1), help="Number of labelled rows, the same for each class."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the labelled rows and of the fit.")
+@click.option(
+    "--m1", type=click.Path(path_type=Path), help="For m1-svm: the run folder of a VAE, which is trained first if there is none."
+)
+@click.option("--epochs", default=100, show_default=True, type=click.IntRange(1), help="Epochs of that VAE's training.")
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), help="Write the result and the prediction of every row to this file."
+)
 @DATA_DIR
 @THREADS
 @click.option("--progress/--no-progress", default=True)

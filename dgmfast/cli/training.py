@@ -25,12 +25,16 @@ from dgmfast.runs import holds_run, is_main
 @click.option("--lr", type=float)
 @click.option("--seed", type=int)
 @click.option("--k", type=int, help="Importance samples inside the logarithm of the objective.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting, such as model.latent=[100,50].")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change any setting, such as model.latent=[100,50].")
 @DEVICE
 @THREADS
-@click.option("--checkpoint-every", type=int, help="Write a checkpoint after every so many epochs, too.")
+@click.option("--checkpoint-every", type=int, help="Also write a checkpoint every N epochs.")
 @click.option(
-    "--checkpoint-minutes", type=float, default=1.0, show_default=True, help="After an epoch, so long after the last one."
+    "--checkpoint-minutes",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Write a checkpoint at the end of an epoch, N minutes after the last one.",
 )
 @click.option("--progress/--no-progress", default=True)
 @click.option("--figures/--no-figures", default=True, help="Draw figures at the end.")

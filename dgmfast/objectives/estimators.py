@@ -80,16 +80,18 @@ class ImportanceWeighted:
 
         Raises:
             InputError: Batch norm in training would couple the samples; a label is summed over, with an estimator other than iwae
-                or with a weight filter; a weight filter is used with dropout; or x needs a gradient and there is a chunk.
+                or with a weight filter; a weight filter is used with dropout; or x requires a gradient, with a chunk or an
+                estimator other than iwae.
         """
         model = rows.model
         if model.num_classes and not isinstance(rows.y, Tensor) and (self.estimator != "iwae" or self.weight_filter):
             raise InputError("a label that is summed over needs the estimator iwae and no weight_filter")
         if self.weight_filter and _drops(model):
             raise InputError("weight_filter must be 0 with dropout, whose masks it cannot draw again")
+        if rows.x.requires_grad and (self.chunk or self.estimator != "iwae"):
+            got = f"estimator {self.estimator!r} and chunk = {self.chunk}"
+            raise InputError(f"a gradient in x needs the estimator 'iwae' and chunk = 0; got {got}")
         if self.chunk:
-            if rows.x.requires_grad:
-                raise InputError("chunk must be 0 where x wants a gradient")
             streamed = _Streamed(self, rows, noise, log)
             bound: Tensor = _StreamedBound.apply(streamed, *streamed.inputs(rows))
             return bound, streamed.log

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from dgmfast.objectives import Objective
+from dgmfast.recipes.family import OTHER_OMNIGLOT
 from dgmfast.recipes.recipe import Recipe
 
 # App. E §3: Adam 3e-4, K = 1, β from 0.3 to 1 in 200 epochs. It gives neither the batch size nor the number of epochs.
 SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 50, "epochs": 400, "eval_every": 5}
 WARM_UP = Objective(warmup_epochs=200, warmup_start=0.3)
-OTHER_OMNIGLOT = "the published number is on Burda's chardata.mat, whose resampling and split differ: near, not equal"
 
 
 def _fame(name: str, data: str, note: str, **model: Any) -> Recipe:

@@ -256,8 +256,9 @@ def test_what_a_chunk_cannot_do_raises():
     loss, _ = Objective(k=4, chunk=2).loss(model, X, None, 1.0, 0)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-    with pytest.raises(InputError, match="x wants a gradient"):
-        Objective(k=4, chunk=2).loss(model, X.clone().requires_grad_(), None, 1.0, 0)
+    for cannot in (Objective(k=4, chunk=2), Objective(k=4, estimator="stl"), Objective(k=4, estimator="dreg")):
+        with pytest.raises(InputError, match="a gradient in x needs the estimator 'iwae' and chunk = 0"):
+            cannot.loss(model, X.clone().requires_grad_(), None, 1.0, 0)
     loss, _ = Objective(k=4, chunk=2).loss(model, X, None, 1.0, 0)
     with torch.no_grad():
         next(model.parameters()).mul_(2.0)

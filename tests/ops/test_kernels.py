@@ -166,6 +166,19 @@ def test_cpp(build: Build) -> None:
         assert re.search(rf" {name} \.+ +Passed", output), output
 
 
+@pytest.mark.slow
+def test_documented_accuracy(build: Build) -> None:
+    """docs/kernels.md states the limits to which test_math.cpp and test_philox.cpp hold each function of csrc/math."""
+    build.make("math_baseline")
+    output = output_of(build.folder / "tests" / "cpp" / "math_baseline")
+    limits = {name: float(limit) for name, limit in re.findall(r"^  (\w+<\w+>) +[\d.]+ ulp .*\(limit ([\d.]+)\)$", output, re.M)}
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    stated = {}
+    for name, float_limit, double_limit in re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \| ([\d.]+) \|$", page, re.M):
+        stated |= {f"{name}<float>": float(float_limit), f"{name}<double>": float(double_limit)}
+    assert stated == limits
+
+
 def kernel(body: str, isa: str = "avx2") -> str:
     return f"namespace dgmfast::cpu::{isa} {{ void kernel(float* x, long n) {{ {body} }} }}\n"
 

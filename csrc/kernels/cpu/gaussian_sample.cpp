@@ -44,8 +44,12 @@ void forward(const GaussianSample& p, int64_t begin, int64_t end) {
   T noise[kNoiseGroup];
   for (int64_t r = begin; r < end; ++r, row.next()) {
     const RowNoise source(p.key, r);
-    T sum = 0;
+    T total = 0, sum = 0;
     for (int64_t first = 0; first < dim; first += kNoiseGroup) {
+      if (first % kSumBlock == 0) {
+        total += sum;
+        sum = 0;
+      }
       const int64_t count = minimum(dim - first, int64_t(kNoiseGroup));
       const T* mean = static_cast<const T*>(p.mean) + row.offset(0) + first;
       const T* log_var = static_cast<const T*>(p.log_var) + row.offset(1) + first;
@@ -57,7 +61,7 @@ void forward(const GaussianSample& p, int64_t begin, int64_t end) {
         sum += log_var[d] + noise[d] * noise[d];
       }
     }
-    static_cast<T*>(p.log_q)[r] = T(-0.5) * (sum + T(dim) * T(kLog2Pi));
+    static_cast<T*>(p.log_q)[r] = T(-0.5) * (total + sum + T(dim) * T(kLog2Pi));
   }
 }
 
