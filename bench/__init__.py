@@ -1,1 +1,1 @@
-"""Benchmarks: every op and log p(x) against the best plain PyTorch, its compiled form, torch.distributions and peers."""
+"""Benchmarks of every op and of log p(x) against plain PyTorch, torch.compile, torch.distributions and other libraries."""

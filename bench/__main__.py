@@ -1,4 +1,4 @@
-"""`python -m bench` measures, `python -m bench report` renders. See bench/README.md."""
+"""Command line of the benchmarks: `python -m bench` measures and `python -m bench report` renders. See bench/README.md."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from bench.cases.steps import MODELS, ClassesCase, StepCase
 from bench.harness import QUICK, Settings, progress_line
 from bench.report import page as report
 
-# glibc reads its tunables when a process starts: with these it keeps large temporaries instead of giving them back to the
-# system, whose page faults otherwise count against whoever allocates
+# glibc reads its tunables when a process starts. The tuned setting makes it keep large temporaries. By default it returns them to
+# the system, and the page faults of the next allocation count against the contender that allocates.
 TUNABLES = {"default": "", "tuned": "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592"}
 RESULTS = machine.ROOT / "bench" / "results"
-OUT_OF_TIME = 3  # exit code of a run that --seconds ended; 1: ours was wrong or failed somewhere; 2: bad arguments
+# The exit code is 3 if --seconds ended the run, 1 if ours was wrong or failed in any case, and 2 for bad arguments.
+OUT_OF_TIME = 3
 
 
 def all_cases(device: str, quick: bool) -> list:
-    """Every case in the order it runs: the ceilings first, what the targets ask for next."""
+    """Returns every case in the order in which it runs: the ceilings first, then the cases with targets, then the others."""
     steps = [*(StepCase(model) for model in MODELS), ClassesCase(), *(ImageStepCase(model) for model in IMAGE_MODELS)]
     streams = [LikelihoodCase(), SamplingCase(), MemoryCase(), TRAINING_MEMORY]
     return [FloorCase(), *op_cases(device, quick), *steps, *streams]
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """One process per thread count and malloc setting; the compiled code of one setting serves the next."""
+    """Starts one process per thread count and malloc setting; processes with the same thread count share their compiled code."""
     start, cpu = time.monotonic(), options.device == "cpu"
     mallocs = ["default"] if options.quick or not cpu else list(TUNABLES)
     threads = options.threads if cpu else [torch.get_num_threads()]
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def environment(threads: int, malloc: str, cache: Path) -> dict[str, str]:
-    """Of a worker: all that must be set before its process starts."""
+    """Returns the environment of a worker: all that must be set before its process starts."""
     fresh = dict(os.environ)
     fresh["OMP_NUM_THREADS"] = str(threads)
     fresh["TORCHINDUCTOR_CACHE_DIR"] = str(cache / f"{threads}-threads")
@@ -120,7 +121,7 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Measure the cases in this process; `--out` is the machine's folder. Every case is on disk as soon as it is done."""
+    """Measures the cases in this process and writes each one to the machine's folder (`--out`) as soon as it is done."""
     threads = options.threads[0]
     torch.set_num_threads(threads)
     settings = QUICK if options.quick else Settings()

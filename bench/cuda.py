@@ -1,4 +1,4 @@
-"""Timing on a GPU: CUDA events over inputs that rotate through more memory than the L2 cache holds."""
+"""Timing on a GPU with CUDA events. The inputs rotate through more memory than the L2 cache holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARM_UP = 3
 
 
 def copies_needed(inputs: Inputs) -> int:
-    """How many sets of inputs to rotate through."""
+    """Returns the number of input sets to rotate through."""
     size = sum(t.numel() * t.element_size() for t in inputs)
     return max(2, min(MAX_SETS, ROTATED_BYTES // max(1, size) + 1))
 
@@ -29,7 +29,7 @@ def _timed(work: Callable[[], None], calls: int) -> float:
 
 
 def uncaptured_sampler(contender: Contender, inputs: Sequence[Inputs], settings: Settings) -> Sampler:
-    """Times calls as Python issues them: for small sizes that is the cost of launching."""
+    """Times calls as Python issues them; at small sizes this measures the cost of launching."""
     call = contender.call
     assert call is not None
     for i in range(WARM_UP):
@@ -49,7 +49,7 @@ def uncaptured_sampler(contender: Contender, inputs: Sequence[Inputs], settings:
 
 
 def captured_sampler(check: Check) -> Callable[[Contender, Sequence[Inputs], Settings], Sampler]:
-    """Times the replay of a CUDA graph of one call per set of inputs: what the kernels cost once launching is free."""
+    """Times the replay of a CUDA graph with one call per set of inputs; this measures the kernels without the launches."""
 
     def make(contender: Contender, inputs: Sequence[Inputs], settings: Settings) -> Sampler:
         call = contender.call

@@ -1,4 +1,4 @@
-"""Verifies contenders against float64, then times them in turns: A B C A B C …, medians and quantiles."""
+"""Checks contenders against float64, then times them in turns (A B C A B C …) and reports medians and quantiles."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bench.store import Row
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]
 Call = Callable[[Inputs], Outputs]
-Sampler = Callable[[], float]  # times a few calls and returns the seconds of one
+Sampler = Callable[[], float]  # times a few calls and returns the seconds per call
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure: per contender about `seconds`, in samples of about `sample_seconds` of repeated calls."""
+    """How long to measure: about `seconds` per contender, in samples of about `sample_seconds` of repeated calls."""
 
     seconds: float = 0.3
     min_rounds: int = 9
@@ -35,7 +35,7 @@ QUICK = Settings(seconds=0.03, min_rounds=3, max_rounds=20, sample_seconds=3e-4)
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far outputs are from float64, and how far they may be."""
+    """The distance of outputs from float64, and the largest accepted distance."""
 
     error: float
     tolerance: float
@@ -52,7 +52,9 @@ Check = Callable[[Inputs, Outputs], Verdict]
 class Contender:
     """One way to compute a case.
 
-    call: None where it cannot run here, and `note` says why. units: images in one call. check: stricter than the case's.
+    call: None if it cannot run here; `note` then says why.
+    units: the number of images in one call.
+    check: replaces the check of the case.
     """
 
     name: str
@@ -66,7 +68,7 @@ MakeSampler = Callable[[Contender, Sequence[Inputs], Settings], Sampler]
 
 
 def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest ‖output − truth‖ / ‖truth‖, in float64."""
+    """Returns the largest ‖output − truth‖ / ‖truth‖, in float64."""
     if len(outputs) != len(truth):
         raise ValueError(f"{len(truth)} outputs expected, got {len(outputs)}")
     errors = []
@@ -75,11 +77,11 @@ def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
             raise ValueError(f"an output of shape {list(expected.shape)} expected, got {list(output.shape)}")
         scale = torch.linalg.vector_norm(expected)
         errors.append(float(torch.linalg.vector_norm(output.detach().to(expected) - expected) / scale.clamp(min=1e-30)))
-    return max(errors, key=lambda e: (e != e, e))  # NaN is the largest
+    return max(errors, key=lambda e: (e != e, e))  # NaN counts as the largest
 
 
 def cpu_sampler(contender: Contender, inputs: Sequence[Inputs], settings: Settings) -> Sampler:
-    """Times repeated calls on the first inputs with the wall clock."""
+    """Times repeated calls on the first set of inputs with the wall clock."""
     call, first = _callable(contender), inputs[0]
     call(first)
     start = time.perf_counter()
@@ -102,7 +104,7 @@ def _callable(contender: Contender) -> Call:
 
 
 def interleave(samplers: Mapping[str, Sampler], settings: Settings) -> dict[str, list[float]]:
-    """Samples of every contender, one of each in turn, so that a drift of the machine meets all alike."""
+    """Samples every contender once per round, so that a drift of the machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in samplers}
     for sample in samplers.values():
         sample()
@@ -128,7 +130,7 @@ def measure(
     settings: Settings,
     make_sampler: MakeSampler = cpu_sampler,
 ) -> list[Row]:
-    """One row per contender: its distance from float64 and, unless it is wrong or cannot run, its times in seconds."""
+    """Returns one row per contender: its distance from float64 and, unless it is wrong or cannot run, its times in seconds."""
     rows, samplers = [], {}
     for contender in contenders:
         row: Row = {"contender": contender.name, "note": contender.note, "status": "ok", "units": contender.units}
@@ -143,7 +145,7 @@ def measure(
                 samplers[contender.name] = make_sampler(contender, inputs, settings)
             else:
                 row["status"] = "wrong"
-        except Exception as error:  # whatever a contender does must not end the others' run
+        except Exception as error:  # the failure of one contender must not end the run of the others
             row |= {"status": "failed", "note": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]}
     times = interleave(samplers, settings)
     for row in rows:
@@ -153,13 +155,13 @@ def measure(
 
 
 def summarise(times: Sequence[float]) -> dict[str, Any]:
-    """Median and 20 and 80 % quantiles."""
+    """Returns the median and the 20 % and 80 % quantiles."""
     cuts = statistics.quantiles(times, n=5, method="inclusive") if len(times) > 1 else [times[0]] * 4
     return {"median_s": statistics.median(times), "q20_s": cuts[0], "q80_s": cuts[3], "rounds": len(times)}
 
 
 def progress_line(rows: Sequence[Row]) -> str:
-    """The times of one group: ours first, then each rival's as a multiple of it."""
+    """Formats the times of one group: ours first, then each rival's as a multiple of ours."""
     timed = {row["contender"]: row["median_s"] for row in rows if "median_s" in row}
     ours = timed.pop("ours", None)
     parts = [] if ours is None else [f"ours {format_seconds(ours)}"]
@@ -169,7 +171,7 @@ def progress_line(rows: Sequence[Row]) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """1.23 ms and the like."""
+    """Formats a time, for example as 1.23 ms."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What a measurement was taken on and with."""
+"""Describes the machine and the code that a measurement was taken with."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import torch
 import dgmfast
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a benchmark run itself writes does not make the code it measures dirty.
+# Files that a benchmark run writes; changes to them do not mark the measured code as dirty.
 WRITTEN_BY_RUNS = ("bench/results", "README.md", "docs")
 
 Description = dict[str, str | int | bool]
 
 
 def cpu_model() -> str:
-    """The processor's name as its maker gives it."""
+    """Returns the name of the processor as its maker gives it."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slug(device: str) -> str:
-    """The folder of a machine's results: amd-epyc-2core-avx512, or nvidia-h200."""
+    """Returns the folder name of a machine's results, such as amd-epyc-2core-avx512 or nvidia-h200."""
     if device != "cpu":
         return _slug(torch.cuda.get_device_name())
     model = re.sub(r"\(R\)|\(TM\)|\bCPU\b|@.*$|\bProcessor\b|\d+-Core", " ", cpu_model(), flags=re.I)
@@ -45,7 +45,7 @@ def _slug(name: str) -> str:
 
 
 def describe(device: str) -> Description:
-    """The columns that every row of a run shares."""
+    """Returns the columns that every row of a run shares."""
     commit = _git("rev-parse", "--short=12", "HEAD") or os.environ.get("DGMFAST_COMMIT", "unknown")
     changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN_BY_RUNS))
     facts: Description = {
@@ -64,7 +64,7 @@ def describe(device: str) -> Description:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the source tree, or None where there is no git or no repository."""
+    """Returns git's output for the source tree, or None without git or a repository."""
     try:
         answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Measurements on disk: one JSON row a line in `measurements.jsonl`, replaced by group and written atomically."""
+"""Measurements on disk: `measurements.jsonl` has one JSON row per line, is replaced by group and is written atomically."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 Row = dict[str, Any]
 
 FILE = "measurements.jsonl"
-# Rows that agree on these were measured together, and are replaced together.
+# Rows that agree on these columns were measured together and are replaced together.
 GROUP = ("case", "shape", "mode", "dtype", "threads", "malloc", "captured")
-# The order of a line's first columns, for those who read the file.
+# The first columns of a line, for people who read the file.
 LEADING = (*GROUP, "contender", "status", "median_s", "q20_s", "q80_s", "rounds")
 
 
 def group_of(row: Row) -> tuple[str, ...]:
-    """What the row was measured with, as a key that sorts."""
+    """Returns the values of the group columns as a sortable key."""
     return tuple(str(row.get(name, "")) for name in GROUP)
 
 
 def read(folder: Path) -> list[Row]:
-    """All rows of a machine; none where there is no file yet."""
+    """Returns all rows of a machine, or none if there is no file yet."""
     path = folder / FILE
     return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
 
 
 def replace(folder: Path, rows: Iterable[Row]) -> None:
-    """Put the rows in the place of all earlier ones of their groups."""
+    """Replaces all earlier rows of the same groups by the given rows."""
     new = list(rows)
     groups = {group_of(row) for row in new}
     kept = [row for row in read(folder) if group_of(row) not in groups]
@@ -41,7 +41,7 @@ def replace(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that a reader finds whole or not at all."""
+    """Writes a file so that a reader sees either the old content or the whole new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

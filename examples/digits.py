@@ -1,9 +1,9 @@
-"""A VAE and an IWAE on handwritten digits: trained, evaluated with 5000 importance samples, and drawn.
+"""Trains a VAE and an IWAE on handwritten digits, evaluates them with 5000 importance samples and draws figures.
 
     python examples/digits.py [FOLDER]
 
-Each model's run folder is in FOLDER, by default demo_out; an interrupted demonstration goes on where it stopped. The last column
-of the table is the time of the same bound in plain PyTorch, `plain_log_likelihood` below.
+The run folder of each model is in FOLDER, which is demo_out by default. An interrupted demonstration continues where it stopped.
+The last column of the table is the time that `plain_log_likelihood` below, in plain PyTorch, takes for the same bound.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARK = "demo.txt"
 
 
 def run_demo(out: Path, progress: bool = True) -> None:
-    """Train, evaluate and draw into `out`, going on from what an earlier demonstration left there. Nothing is removed.
+    """Trains, evaluates and draws into `out`, and continues what an earlier demonstration left there. It removes nothing.
 
     Raises:
         InputError: `out` holds something else, or the disk is full.
@@ -61,7 +61,7 @@ def run_demo(out: Path, progress: bool = True) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Mark `out` as the demonstration's own, unless it holds something else (InputError)."""
+    """Marks `out` as a folder of the demonstration, or raises InputError if it holds something else."""
     mark = out / MARK
     if mark.is_file():
         return
@@ -72,7 +72,7 @@ def _claim(out: Path) -> None:
 
 
 def _trained(folder: Path, name: str, dataset: data.Dataset, progress: bool) -> GenerativeModel:
-    """The model of the run in the folder, trained as far as it is not."""
+    """Returns the model of the run in the folder, after training the epochs that are missing."""
     if holds_run(folder):
         return train.resume(folder, dataset=dataset, progress=progress)
     return train.fit(recipes.get(name), folder, dataset=dataset, progress=progress)
@@ -86,10 +86,10 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 @torch.no_grad()
 def plain_log_likelihood(model: GenerativeModel, x: Tensor, k: int) -> Tensor:
-    """L_K of every row in plain PyTorch, as a careful user writes it for a Bernoulli VAE: [N] nats.
+    """Returns L_K of every row, [N] in nats, in plain PyTorch as a careful user writes it for a Bernoulli VAE.
 
-    x is encoded once; the samples of an image go through the decoder a cache's worth at a time, and their weights meet in a
-    running log-sum-exp.
+    It encodes x once. The samples of an image go through the decoder in blocks that fit in cache, and their weights are added in
+    a running log-sum-exp.
     """
     assert isinstance(model, VAE) and isinstance(model.output, BernoulliOutput)
     mean, log_var = model.q[0](x)
@@ -100,7 +100,7 @@ def plain_log_likelihood(model: GenerativeModel, x: Tensor, k: int) -> Tensor:
         for done in range(0, k, samples):
             eps = torch.randn(min(samples, k - done), mean.shape[1])
             z1 = below = mean[row] + torch.exp(0.5 * log_var[row]) * eps
-            # log p(z) − log q(z|x), in which the −½ D log 2π of both cancel
+            # This is log p(z) − log q(z|x); the terms −½ D log 2π of both cancel.
             log_ratio = 0.5 * (eps.square().sum(1) + log_var[row].sum())
             for q, p in zip(model.q[1:], model.p, strict=True):
                 mean_q, log_var_q = q(below)

@@ -1,8 +1,8 @@
-"""A campaign of bad inputs: what a user, a damaged disk or somebody else may hand to the command line.
+"""A campaign of bad inputs that a user, a damaged disk or another person may hand to the command line.
 
-Each case is run on a fresh copy of a small run. It passes if the command ends with exit code 2 and one line, no traceback, and
-every file that was there is unchanged; or if it ends with 0 and its results are those of the undamaged run. `python
-tests/bad_inputs.py` runs all cases and prints a table; test_bad_inputs.py runs a sample of them.
+Each case runs on a fresh copy of a small run. A case passes if the command ends with exit code 2, one line of error and no
+traceback, and leaves every existing file unchanged. It also passes if the command ends with 0 and gives the results of the
+undamaged run. `python tests/bad_inputs.py` runs all cases and prints a table; test_bad_inputs.py runs a sample of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ COMMANDS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`damage` spoils the copy of the run, then `arguments` are called; RUN stands for the copy's folder."""
+    """One bad input: `damage` changes a copy of the run, and then a command is called; RUN in `arguments` is the copy."""
 
     name: str
     arguments: tuple[str, ...]
@@ -71,7 +71,7 @@ class Case:
     run: str = "vae"
 
 
-# What may stand where a number, a text or a list belongs
+# JSON texts that replace a number, a text or a list.
 
 
 def deep(levels: int) -> str:
@@ -99,7 +99,7 @@ WRONG_NUMBERS = ["", " ", *NUMBERS.split(), "9" * 30, "9" * 5000]
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of everything in a JSON value."""
+    """Yields the paths of all values inside a JSON value."""
     if path:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -111,7 +111,7 @@ PLACE = "@@PLACE@@"
 
 
 def with_json(value: Any, path: tuple[Any, ...], text: str | None) -> str:
-    """The JSON text of a value with `text` at a path; None: without it."""
+    """Returns a value as JSON with `text` at a path, or without that entry if `text` is None."""
     changed = copy.deepcopy(value)
     parent = changed
     for key in path[:-1]:
@@ -124,7 +124,7 @@ def with_json(value: Any, path: tuple[Any, ...], text: str | None) -> str:
 
 
 def damaged_json(file: str, line: int | None = None) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to damage a JSON file of a run, or one line of a file of JSON lines."""
+    """Yields ways to damage a JSON file of a run, or one line of a JSON lines file."""
     source = TEMPLATES["vae"] / file
     lines = source.read_text().splitlines()
     value = json.loads(source.read_text() if line is None else lines[line])
@@ -148,7 +148,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def damaged_bytes(file: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to damage any file of a run."""
+    """Yields ways to damage any file of a run."""
     content = (TEMPLATES["vae"] / file).read_bytes()
     for share in (0.0, 0.1, 0.5, 0.9, 0.999):
         cut = content[: int(share * len(content))]
@@ -172,7 +172,7 @@ def damaged_bytes(file: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def bad_tensors(t: Tensor) -> dict[str, Any]:
-    """What may stand where a tensor belongs."""
+    """Returns values that replace a tensor."""
     bad = {
         "None": None,
         "a text": "x",
@@ -193,7 +193,7 @@ def bad_tensors(t: Tensor) -> dict[str, Any]:
 
 
 def damaged_state() -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to craft a checkpoint that torch loads."""
+    """Yields ways to craft a checkpoint that torch can load."""
     state = torch.load(TEMPLATES["vae"] / "state.pt", weights_only=True)
 
     def write(changed: dict[str, Any]) -> Callable[[Path], None]:
@@ -202,7 +202,8 @@ def damaged_state() -> Iterator[tuple[str, Callable[[Path], None]]]:
             buffer = io.BytesIO()
             try:
                 digest = run_folder.tensor_digest(kept)
-            except Exception:  # of a sparse tensor, say: whoever crafts a file need not compute it as we do
+            # The digest of a sparse tensor, for example, fails; whoever crafts a file need not compute it as we do.
+            except Exception:
                 digest = "0" * 32
             torch.save({"format": changed.get("format"), **kept, "digest": digest}, buffer)
             replace_file(folder / "state.pt", buffer.getvalue())
@@ -245,7 +246,7 @@ def damaged_state() -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def damaged_export() -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to craft an export that safetensors loads."""
+    """Yields ways to craft an export that safetensors can load."""
     tensors = load_file(TEMPLATES["vae"] / "model.safetensors")
 
     def write(changed: dict[str, Tensor], told: str = '{"epoch": 2}') -> Callable[[Path], None]:
@@ -268,7 +269,7 @@ def damaged_export() -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def damaged_partial() -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to damage the rows of an interrupted evaluation."""
+    """Yields ways to damage the saved rows of an interrupted evaluation."""
     (source,) = TEMPLATES["vae"].glob("evaluation.partial-*.npz")
     with np.load(source) as file:
         arrays = dict(file)
@@ -296,14 +297,14 @@ def damaged_partial() -> Iterator[tuple[str, Callable[[Path], None]]]:
             others |= {"more rows": np.concatenate([array] * 9), "another dimension": array[None]}
         for kind, value in others.items():
             if name == "pareto_k" and kind == "NaN":
-                continue  # a tail that allows no fit
+                continue  # NaN is a valid k̂: it stands for a tail that allows no fit
             yield f"partial {name} = {kind}", write({**arrays, name: value})
     both = {name: np.concatenate([arrays[name]] * 9) for name in ("states", "pareto_k")}
     yield "partial with more rows than the split", write({**arrays, **both})
 
 
 def option_cases() -> Iterator[Case]:
-    """Every option of every command with values that it does not take."""
+    """Yields every option of every command with values that it does not accept."""
     numbers = {
         "evaluate": ["--iw", "--tolerance", "--limit", "--chunk", "--seed", "--threads"],
         "classify": ["--samples", "--seed", "--threads"],
@@ -381,7 +382,7 @@ model.batch_norm=yes model.image=[1,8,8]
 
 
 def setting_cases() -> Iterator[Case]:
-    """--set of a new run, which must leave no folder behind; and of a resumed one."""
+    """Yields cases of --set for a new run, which must leave no folder behind, and for a resumed run."""
     for text in [*SETTINGS.split(), f"model.latent={deep(100_000)}", "learning_rate=" + "9" * 5000]:
         new = ("train", "vae-digits", "--out", "RUN/new", "--epochs", "1", "--no-progress", "--no-figures", "--set", text)
         yield Case(f"train --set {text[:40]!r}", new)
@@ -391,7 +392,7 @@ def setting_cases() -> Iterator[Case]:
 
 
 def link_cases() -> Iterator[Case]:
-    """Files of the run that are links to somebody else's file, which must stay as it is."""
+    """Yields cases in which files of the run are links to another person's file, which must not change."""
     files = [
         "metrics.jsonl",
         "state.pt",
@@ -422,7 +423,7 @@ def link_cases() -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    """Every case of the command line."""
+    """Returns every case of the command line."""
     cases = [*option_cases(), *setting_cases(), *link_cases()]
     opens = ("evaluate", "sample", "figures")
     for command, ways in {
@@ -442,11 +443,11 @@ def all_cases() -> list[Case]:
     return cases
 
 
-# Running them
+# Running the cases
 
 
 TEMPLATES: dict[str, Path] = {}
-CLEAN: dict[str, Any] = {}  # what each command makes of the undamaged run
+CLEAN: dict[str, Any] = {}  # the results of each command on the undamaged run
 
 
 def call(arguments: tuple[str, ...], folder: Path) -> Any:
@@ -457,7 +458,7 @@ def call(arguments: tuple[str, ...], folder: Path) -> Any:
 
 
 def make_templates(place: Path) -> None:
-    """One small run of each kind, evaluated, classified, and with the rows of an interrupted evaluation."""
+    """Makes one small run of each kind: trained, evaluated, classified, and with the saved rows of an interrupted evaluation."""
     for name, arguments in RUNS.items():
         folder = place / name
         for command in (("train", *arguments, "--out", "RUN"), tuple(EVALUATE)):
@@ -468,18 +469,19 @@ def make_templates(place: Path) -> None:
             assert done.exit_code == 0, done.output
         TEMPLATES[name] = folder
     shutil.copy(TEMPLATES["adgm"] / "classification.json", TEMPLATES["vae"] / "classification.json")
-    with mock.patch.object(unfinished.EvaluationCheckpoint, "remove"):  # as if a kill had come between the last row and the table
+    # This leaves the state of a process that was killed after the last row and before the table.
+    with mock.patch.object(unfinished.EvaluationCheckpoint, "remove"):
         assert call(tuple(EVALUATE), TEMPLATES["vae"]).exit_code == 0
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """The digests of all files below a folder, through no link."""
+    """Returns the digests of all files below a folder, without following links."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink())
     return {str(p.relative_to(folder)): hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
 
 
 def results(command: str, folder: Path, output: str) -> Any:
-    """What a command is for, of a run that may be damaged where it does not matter."""
+    """Returns the main results of a command."""
     if command == "evaluate":
         return json.loads((folder / "evaluation.json").read_text())["bounds"]
     if command == "classify":
@@ -496,7 +498,11 @@ def results(command: str, folder: Path, output: str) -> Any:
 
 
 def judge(case: Case, place: Path) -> str:
-    """ "refused", "harmless", "accepted" (a right option) or "told" (a warning says what is left out); else what is wrong."""
+    """Runs a case and returns its verdict.
+
+    A passing case gives "refused", "harmless", "accepted" (the option is valid after all) or "told" (a warning says what is left
+    out). Any other text says what is wrong.
+    """
     folder = place / "run"
     shutil.copytree(TEMPLATES[case.run], folder)
     case.damage(folder)
@@ -538,7 +544,7 @@ def judge(case: Case, place: Path) -> str:
 
 
 def clean_results(place: Path) -> None:
-    """Run every command on an undamaged copy."""
+    """Runs every command on an undamaged copy and keeps its results."""
     for command, arguments in COMMANDS.items():
         if command == "classify":
             CLEAN[command] = 0

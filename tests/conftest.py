@@ -1,4 +1,4 @@
-"""What several test files share: the real data, and fixtures for every device and every instruction set of the processor."""
+"""Fixtures that several test files share: the real data, every device and every instruction set of the processor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from support.op_cases import DEVICES, PATHS, dtypes_of
 
 from dgmfast import _C, data
 
-# Tests that run beside each other share the cores: two threads each on as many cores as tests wait for one another at every op.
+# Parallel test workers share the cores. With two threads per worker on as many cores as workers, they would wait for each other
+# at every op.
 BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if BESIDE > 1 and "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(max(1, torch.get_num_threads() // BESIDE))
-    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -40,19 +41,19 @@ def _name(path_and_dtype: tuple[str, torch.dtype]) -> str:
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device there is."""
+    """Each available device."""
     return request.param
 
 
 @pytest.fixture(params=[(device, dtype) for device in DEVICES for dtype in dtypes_of(device)], ids=_name)
 def device_dtype(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
-    """Each device with each dtype that the ops take there."""
+    """Each device with each dtype that the ops accept there."""
     return request.param
 
 
 @pytest.fixture
 def restored_isa() -> Iterator[None]:
-    """Puts back the instruction set that was in force."""
+    """Restores the instruction set after the test."""
     active = _C.isa()
     yield
     _C.set_isa(active)
@@ -60,7 +61,7 @@ def restored_isa() -> Iterator[None]:
 
 @pytest.fixture(params=PATHS)
 def path_device(request: pytest.FixtureRequest, restored_isa: None) -> str:
-    """The device of each path: every instruction set of this processor, in force during the test, and every GPU."""
+    """The device of each path; a path is a GPU or an instruction set of this processor, which the test then uses."""
     if _device_of(request.param) == "cpu":
         _C.set_isa(request.param)
     return _device_of(request.param)
@@ -68,7 +69,7 @@ def path_device(request: pytest.FixtureRequest, restored_isa: None) -> str:
 
 @pytest.fixture(params=[(path, dtype) for path in PATHS for dtype in dtypes_of(_device_of(path))], ids=_name)
 def path_dtype(request: pytest.FixtureRequest, restored_isa: None) -> tuple[str, torch.dtype]:
-    """(device, dtype) for each path, as `path_device`, and each dtype that it takes."""
+    """(device, dtype) for each path, as in `path_device`, and each dtype that the path accepts."""
     path, dtype = request.param
     if _device_of(path) == "cpu":
         _C.set_isa(path)
@@ -77,7 +78,7 @@ def path_dtype(request: pytest.FixtureRequest, restored_isa: None) -> tuple[str,
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Puts back the number of threads."""
+    """Restores the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,7 +1,7 @@
-"""Every op forward and backward on one device against float64, a line each: python device_smoke.py [cuda] [--tiny]
+"""Checks every op, forward and backward, on one device against float64: python device_smoke.py [cuda] [--tiny]
 
-The first thing to run on a new machine: a few seconds, and no test framework. --tiny: small shapes alone, as a checker of memory
-accesses can bear them. Exit code 1 where a line says otherwise than ok.
+Run this first on a new machine: it takes a few seconds and needs no test framework. It prints one line per check. --tiny takes
+only small shapes, so that a memory checker can run it. The exit code is 1 if any line says something other than ok.
 """
 
 from __future__ import annotations

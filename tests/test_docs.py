@@ -1,4 +1,4 @@
-"""The code in README and docs runs as it stands, and their links lead somewhere."""
+"""Tests that the code in the README and the docs runs as it is, and that their links have targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 
 def code(page: Path) -> str:
-    """The Python blocks of a page as one script whose lines have the page's numbers."""
+    """Returns the Python blocks of a page as one script in which every line keeps its number on the page."""
     text = page.read_text()
     lines = [""] * text.count("\n")
     for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):

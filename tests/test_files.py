@@ -1,4 +1,4 @@
-"""Files of runs: whole or not there, through no symbolic link, one writer at a time, and bounded in size when they are read."""
+"""Tests of a run's files: they are complete or absent, follow no symbolic link, have one writer and a limited size."""
 
 import gzip
 import os
@@ -42,7 +42,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A run of one's own to spoil."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -61,7 +61,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_is_left_alone(
 @posix
 @pytest.mark.parametrize("file", ["state.pt", "model.safetensors", "config.json", "evaluation.json", "evaluation.csv"])
 def test_links_of_the_names_of_temporary_files_are_not_followed(file, run, tmp_path):
-    """Links that somebody else laid into a shared folder, under the names that temporary files once had."""
+    """Links under the names that temporary files once had, which another user put into a shared folder, must not be followed."""
     target = tmp_path / "target"
     target.write_text("precious")
     for name in (f".{file}.tmp", f"{file}.tmp", f".{file}.0123456789abcdef.tmp"):
@@ -106,7 +106,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
 
 @posix
 def test_a_writer_at_work_is_not_disturbed(tmp_path, monkeypatch):
-    """A second writer of the same file begins and ends while the first has written its temporary file."""
+    """A second writer of the same file must not disturb the first, which has already written its temporary file."""
     path, fsync, others = tmp_path / "state.pt", os.fsync, []
 
     def meanwhile(descriptor):
@@ -179,7 +179,7 @@ def test_a_limit_of_no_bytes_is_one_line_and_exit_code_2(command, run, tmp_path)
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)},
     )
-    lines = [line for line in done.stderr.splitlines() if "atplotlib" not in line]  # which tells of its cache
+    lines = [line for line in done.stderr.splitlines() if "atplotlib" not in line]  # matplotlib prints about its cache
     assert done.returncode == 2, done.stderr
     assert lines[-1].startswith("Error: cannot write ") and "Traceback" not in done.stderr
 
@@ -232,7 +232,7 @@ def test_rows_that_an_evaluation_left(tmp_path):
     ],
 )
 def test_moments_of_another_shape_are_refused(change, tmp_path):
-    """Adam's fused kernel trusts shapes: these ended in a segmentation fault."""
+    """Moments of another shape must be refused: Adam's fused kernel trusts shapes and once ended in a segmentation fault."""
     train.fit(recipe(epochs=1), tmp_path, dataset=dataset(), **QUIET)
     state = run_folder.load_state(tmp_path)
     state["optimizer"]["state"][0] |= change
@@ -258,7 +258,7 @@ def test_a_run_that_never_finished_an_epoch_may_be_begun_anew(tmp_path):
 
 
 def test_by_default_at_most_a_minute_and_an_epoch_are_lost(tmp_path, monkeypatch):
-    """A checkpoint at the end of an epoch a minute after the last one, and at the end; none in between."""
+    """A checkpoint must be written at the end of an epoch a minute after the last one, and at the end of the run."""
     now, saved = [1000.0], []
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     save = loop._Training._save_state

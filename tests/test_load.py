@@ -1,4 +1,4 @@
-"""Importing dgmfast where something is missing or wrong: one ImportError of one sentence that says what to do."""
+"""Tests of importing dgmfast with something missing or wrong: one error in one sentence must say what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dgmfast import _C
 
 SOURCES = Path(dgmfast.__file__).resolve().parent
 
-# Imports dgmfast and prints the type and the message of what comes out, as a user would see it in the last line.
+# Imports dgmfast and prints the type and message of the error, as a user would see them in the last line.
 IMPORT = """
 import sys
 sys.path[:0] = sys.argv[1:]
@@ -32,9 +32,9 @@ else:
 
 
 def run(code: str, *paths: Path, site: bool = False, **environment: str) -> list[str]:
-    """The parts, at "|", of what `code` prints in a fresh isolated interpreter with `paths` first on its path.
+    """Runs `code` in a fresh isolated interpreter with `paths` first on its path, and returns its output split at "|".
 
-    Without `site` the interpreter sees the standard library and `paths` alone: no torch, no installed dgmfast.
+    Without `site` the interpreter sees only the standard library and `paths`: no torch, and no installed dgmfast.
     """
     command = [sys.executable, "-I", *([] if site else ["-S"]), "-c", code, *map(str, paths)]
     settings = {name: value for name, value in os.environ.items() if not name.startswith("DGMFAST")} | environment
@@ -44,7 +44,7 @@ def run(code: str, *paths: Path, site: bool = False, **environment: str) -> list
 
 
 def package(folder: Path, **files: str) -> Path:
-    """A package with the given modules; returns the folder to put on the path."""
+    """Writes a package with the given modules, and returns the folder to put on the path."""
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(files.pop("init", ""))
     for name, text in files.items():
@@ -54,13 +54,13 @@ def package(folder: Path, **files: str) -> Path:
 
 @pytest.fixture
 def torch_stub(tmp_path: Path) -> Path:
-    """A folder with a torch that has nothing but a version, which is all that is looked at before the extension is loaded."""
+    """A folder with a torch that has only a version, which is all that dgmfast reads before it loads the extension."""
     return package(tmp_path / "stub" / "torch", init='__version__ = "9.9.9"\n')
 
 
 @pytest.fixture
 def source_tree(tmp_path: Path) -> Path:
-    """A copy of the package as it is in the repository: no extension, no _build_info."""
+    """A copy of the package as it is in the repository, without the extension and _build_info."""
     root = tmp_path / "tree"
     built = ("_build_info.py", "__pycache__", *(f"_C*{suffix}" for suffix in EXTENSION_SUFFIXES))
     shutil.copytree(SOURCES, root / "dgmfast", ignore=shutil.ignore_patterns(*built))
@@ -122,7 +122,7 @@ def test_missing_extension(source_tree: Path, torch_stub: Path) -> None:
 
 
 def test_shadowed_by_a_source_tree(source_tree: Path, torch_stub: Path, tmp_path: Path) -> None:
-    """An installed dgmfast further down the path: its folder is named, and the way out."""
+    """If a source tree shadows an installed dgmfast, the message must name the folder of the latter and the way out."""
     site = package(tmp_path / "site" / "dgmfast", **{"_build_info.py": 'TORCH_VERSION = "9.9.9"\n'})
     info = site / "dgmfast-0.1.0.dist-info"
     info.mkdir()
@@ -149,7 +149,7 @@ def test_instruction_set_by_environment(wanted: str) -> None:
 
 @pytest.mark.parametrize("wanted", ["nonsense", "AVX2", *({"avx2", "avx512"} - set(ISAS))])
 def test_wrong_instruction_set_in_the_environment(wanted: str) -> None:
-    """Known at import, in one sentence that names the variable; rebuilding would not help, so it is not proposed."""
+    """A wrong instruction set must be reported at import, in one sentence that names the variable but proposes no rebuild."""
     kind, message = run(IMPORT, site=True, DGMFAST_CPU=wanted)
     assert kind in ("ImportError", "ValueError")
     assert_one_sentence(message)
@@ -159,7 +159,7 @@ def test_wrong_instruction_set_in_the_environment(wanted: str) -> None:
 
 
 def test_traceback_ends_with_the_sentence(source_tree: Path) -> None:
-    """What a user sees who just types `import dgmfast`."""
+    """The traceback of `import dgmfast` must end with the sentence."""
     code = "import sys; sys.path[:0] = sys.argv[1:]; import dgmfast"
     command = [sys.executable, "-I", "-S", "-c", code, str(source_tree)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

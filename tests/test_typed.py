@@ -1,4 +1,4 @@
-"""The package tells type checkers that it is typed, and the script that `make lint` checks runs."""
+"""Tests that the package is marked as typed, and that the script whose types `make lint` checks runs."""
 
 import importlib.resources
 import runpy

@@ -1,4 +1,4 @@
-"""A user's script: `make lint` checks its types, and tests/test_typed.py runs it."""
+"""A user's script. `make lint` checks its types, and tests/test_typed.py runs it."""
 
 from typing import assert_type
 

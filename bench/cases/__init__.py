@@ -1,1 +1,1 @@
-"""What is measured: ops, log p(x), training steps, sampling, and what the machine can do at best."""
+"""The benchmark cases: ops, log p(x), training steps, sampling, and the ceilings of the machine."""

@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured in the same run: memory bandwidth, exponentials, matrix products."""
+"""The ceilings of the machine, measured in the same run: memory bandwidth, exponentials and matrix products."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from bench.cases.op_cases import Context
 from bench.store import Row
 
-Work = tuple[Callable[[], object], float, str]  # what to time, what it does, in which unit
+Work = tuple[Callable[[], object], float, str]  # (function to time, amount of work in one call, unit of the rate)
 
 
 @dataclass(frozen=True)
 class FloorCase:
-    """The ceilings that the other cases are held against."""
+    """Measures the ceilings with which the other cases are compared."""
 
     name: str = "floor"
 
@@ -37,14 +37,14 @@ class FloorCase:
 
 
 def cpu_floors(name: str, quick: bool) -> Mapping[str, Work]:
-    """Several ways to reach each ceiling; the fastest counts."""
+    """Returns several ways to reach a ceiling; the fastest one counts."""
     if name == "read bandwidth":
         x = torch.ones(2**24 if quick else 2**26)
         ways: dict[str, Callable[[], object]] = {"sum": x.sum, "amax": x.amax}
         ways |= {"norm": lambda: torch.linalg.vector_norm(x), "dot": lambda: torch.dot(x, x)}
         return {way: (work, 4.0 * x.numel(), "B/s") for way, work in ways.items()}
     if name == "exp":
-        x, out = torch.randn(2**17), torch.empty(2**17)  # in and out stay in cache
+        x, out = torch.randn(2**17), torch.empty(2**17)  # both tensors stay in cache
         return {"torch.exp": (lambda: torch.exp(x, out=out), float(x.numel()), "1/s")}
     n = 512 if quick else 2048
     a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
@@ -52,7 +52,7 @@ def cpu_floors(name: str, quick: bool) -> Mapping[str, Work]:
 
 
 def gpu_floors(name: str, quick: bool) -> Mapping[str, Work]:
-    """A copy within the card counts bytes read and bytes written."""
+    """Returns the work for a ceiling of the GPU; a copy on the card counts the bytes read and the bytes written."""
     if name == "copy bandwidth":
         source = torch.randn(2**26 if quick else 2**30, device="cuda")
         target = torch.empty_like(source)

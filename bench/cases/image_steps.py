@@ -25,9 +25,10 @@ from dgmfast.nn import PixelCNNDecoder
 from dgmfast.objectives import Objective
 
 MODELS = {"pixelcnn": "PixelCNN", "fame": "FAME"}
-BATCH = 50  # of the recipes
-# ‖output − float64‖ / ‖float64‖ of float32. FAME normalises maps of 1 × 1 and 2 × 2 over the batch and has ReLUs behind, so that
-# rounding grows: its contenders are 0.001 to 0.006 off, compiled ones the most. In float64 all agree to 1e-8, which tests see to.
+BATCH = 50  # the batch size of the recipes
+# Largest accepted ‖output − float64‖ / ‖float64‖ in float32. FAME applies batch normalisation to maps of 1 × 1 and 2 × 2 and then
+# ReLUs, which amplifies rounding: its contenders are off by 0.001 to 0.006, the compiled ones most. In float64 all contenders
+# agree to 1e-8, which a test checks.
 TOLERANCE = {"pixelcnn": 1e-3, "fame": 1e-2}
 QUICK: dict[str, dict[str, Any]] = {
     "pixelcnn": {"maps": 8, "blocks": 1},
@@ -38,24 +39,24 @@ Conv = Callable[[Tensor, Any, Tensor], Tensor]  # (h, layer, its mask) -> h
 
 
 def masked(h: Tensor, conv: Any, mask: Tensor) -> Tensor:
-    """As PixelCNN libraries have it: the weight times its mask."""
+    """Multiplies the weight by its mask, as PixelCNN libraries do."""
     return eager.masked_conv2d(conv.weight, conv.bias, h, mask)
 
 
 def cropped(h: Tensor, conv: Any, mask: Tensor) -> Tensor:
-    """Without the rows below the pixel, which are all zero; a layer with unmasked inputs as it is."""
+    """Leaves out the kernel rows below the pixel, which are all zero; a layer with unmasked inputs keeps all its rows."""
     form = eager.masked_conv2d if conv.unmasked_inputs else eager.masked_conv2d_padded
     return form(conv.weight, conv.bias, h, mask)
 
 
 class Eager:
-    """A copy of the model whose loss is plain PyTorch. Its networks outside the PixelCNN are PyTorch's in ours too."""
+    """A copy of the model whose loss is plain PyTorch. The networks outside the PixelCNN are PyTorch modules in our model too."""
 
     def __init__(self, model: GenerativeModel, conv: Conv, channels_last: bool = False) -> None:
         self.model, self.conv, self.channels_last = copy.deepcopy(model), conv, channels_last
         net = self.model.output
         assert isinstance(net, PixelCNNDecoder)
-        # torch's stubs do not have this overload
+        # torch's stubs do not have this overload.
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
         self.layers = [(layer, _mask(layer.conv)) for layer in net.layers()]
 
@@ -68,7 +69,7 @@ class Eager:
         return -F.binary_cross_entropy_with_logits(h, x, reduction="none").flatten(1).sum(1)
 
     def loss(self, x: Tensor, eps: list[Tensor]) -> Tensor:
-        """−ELBO, averaged over the rows; eps: the noise of z₁ … z_L, [B, D_i] each."""
+        """Returns −ELBO averaged over the rows; eps is the noise of z₁ … z_L, [B, D_i] each."""
         image = x.view(-1, *self.net.image)
         if isinstance(self.model, PixelCNN):
             return -self.log_px(image, None).mean()
@@ -112,13 +113,13 @@ def our_step(model: GenerativeModel, x: Tensor) -> Step:
 
 
 def noise(model: GenerativeModel, rows: int) -> list[Tensor]:
-    """That of our steps with the seed 0, float64."""
+    """Returns the noise that our step draws with seed 0, in float64."""
     sizes = getattr(model, "latent", ())
     return [reference.standard_normal(rows, 1, size, 0, stream).squeeze(1) for stream, size in enumerate(sizes)]
 
 
 def float64(model: GenerativeModel, x: Tensor) -> Outputs:
-    """Loss and gradients."""
+    """Returns the loss and the gradients in float64."""
     exact = Eager(copy.deepcopy(model).double(), masked)
     return eager_step(exact, x.double(), noise(model, len(x)))()
 
@@ -130,7 +131,7 @@ def image_model(name: str, quick: bool) -> GenerativeModel:
 
 
 def images(rows: int) -> Tensor:
-    """Binary noise around a blob [B, 784]."""
+    """Returns binary images [B, 784] of random pixels whose probability peaks in the middle."""
     generator = torch.Generator().manual_seed(1)
     line = torch.linspace(-2.0, 2.0, 28).square()
     mean = torch.exp(-(line + line.unsqueeze(1))).flatten()
@@ -139,7 +140,7 @@ def images(rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageStepCase:
-    """A training step of one model against its eager forms and the best of them compiled."""
+    """Times a training step of one model against its eager forms, two of which are also compiled."""
 
     model: str
     name: str = "image_steps"

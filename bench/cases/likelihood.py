@@ -1,4 +1,4 @@
-"""The case L_K: log p(x) with thousands of importance samples of a VAE 784-200-200-50, time per image and peak memory."""
+"""The case L_K: time per image and peak memory of log p(x) with thousands of importance samples, for a VAE 784-200-200-50."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from dgmfast.nn import BernoulliOutput
 
 LABEL = "784-200-200-50"
 CHUNKS = {"cpu": (125, 250, 500, 1000), "cuda": (20000, 100000, 400000)}
-PEER_CHUNKS = (100, 500, 5000)  # 100 is pythae's own default, 5000 Pyro's way: all at once
-CHECKED = 8  # images compared with float64
+PEER_CHUNKS = (100, 500, 5000)  # pythae draws 100 samples at a time by default; Pyro draws all 5000 at once
+CHECKED = 8  # number of images that are compared with float64
 
 
 def benchmark_vae(device: str) -> VAE:
-    """The thesis's VAE with random weights; the time does not depend on them."""
+    """Returns the thesis's VAE with random weights; the time does not depend on the weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = VAE()
         with torch.no_grad():
-            # a posterior near the prior: importance weights of small variance, whose check against float64 is a sharp one
+            # The posterior stays near the prior, so the importance weights vary little and the check against float64 is strict.
             next(model.decoder.parameters()).mul_(0.2)
     return model.to(device).eval()
 
 
 def images(count: int, device: str) -> Tensor:
-    """Binary images [count, 784]."""
+    """Returns binary images [count, 784]."""
     generator = torch.Generator().manual_seed(1)
     return (torch.rand(count, 784, generator=generator) < torch.rand(784, generator=generator)).float().to(device)
 
 
 @dataclass(frozen=True)
 class LikelihoodCase:
-    """L_K of the benchmark's VAE: ours, eager and compiled each at its best chunk, and the peers at theirs."""
+    """Times L_K of the benchmark's VAE: ours, eager and compiled PyTorch and other libraries, each rival at its best chunk."""
 
     k: int = 5000
     name: str = "L_5000"
@@ -106,20 +106,20 @@ def _contenders(model: VAE, x: Tensor, k: int, context: Context, exact: Check) -
 
 
 def _at_best_chunk(name: str, log_px: Callable[..., Tensor], x: Tensor, k: int, chunks: tuple[int, ...]) -> Contender:
-    """The contender at the chunk that is fastest on a few images; on a GPU, on as many as fill the largest chunk."""
+    """Returns a contender with the chunk that is fastest on a few images, which are enough to fill the largest chunk."""
     few = x[: max(2, max(chunks) // k)]
 
     def seconds(chunk: int) -> float:
         times = []
         for _ in range(2):
             start = time.perf_counter()
-            log_px(few, k=k, chunk=chunk)[-1].item()  # .item() waits for a GPU
+            log_px(few, k=k, chunk=chunk)[-1].item()  # .item() waits for the GPU
             times.append(time.perf_counter() - start)
         return min(times)
 
     try:
         best = min(chunks, key=seconds) if len(chunks) > 1 else chunks[0]
-    except Exception as error:  # a contender that cannot run is reported by `measure`
+    except Exception as error:  # `measure` reports a contender that cannot run
         return Contender(name, _raise(error), units=len(x))
     return Contender(name, lambda inputs: (log_px(x, k=k, chunk=best),), f"chunk of {best}", units=len(x))
 
@@ -132,7 +132,7 @@ def _raise(error: Exception) -> Callable[[Inputs], Outputs]:
 
 
 def checkers(model: VAE, x: Tensor, k: int) -> tuple[Check, Check]:
-    """Distance from the float64 estimate with our noise: to rounding for ours, to sampling error for others' noise."""
+    """Returns two checks against float64 with our noise: ours must agree to rounding, the others to the sampling error."""
     truth, std_error = float64_bound(model, x[:CHECKED], k)
 
     def verdict(outputs: Outputs, allowed: Tensor) -> Verdict:
@@ -141,14 +141,14 @@ def checkers(model: VAE, x: Tensor, k: int) -> tuple[Check, Check]:
         worst = int((distance / allowed).argmax())
         return Verdict(float(distance[worst]), float(allowed[worst]))
 
-    # both estimates carry a sampling error; 8 of them, because few heavy weights make the estimated error too small
+    # Both estimates have a sampling error. The factor is 8 because a few heavy weights make the estimated error too small.
     allowed = 8.0 * 2**0.5 * std_error + 1e-3
     return lambda _, outputs: verdict(outputs, torch.full_like(allowed, 1e-3)), lambda _, outputs: verdict(outputs, allowed)
 
 
 @torch.no_grad()
 def float64_bound(model: VAE, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """L_K of x in float64 from `reference` alone, with the noise of seed 0, and its standard error: [N], [N]."""
+    """Returns L_K of x and its standard error, [N] each, in float64, from `reference` alone and with the noise of seed 0."""
     exact, x = copy.deepcopy(model).double(), x.double()
     encoding = exact.encode(x)
     bounds, errors = [], []
@@ -165,7 +165,7 @@ def float64_bound(model: VAE, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """Peak memory and time as K grows, each measured in a process of its own: of L_K, or of a step that trains on it."""
+    """Measures peak memory and time as K grows, each in its own process, of L_K or of a training step on L_K."""
 
     name: str = "memory"
     ks: tuple[int, ...] = (50, 500, 5000, 50000)
@@ -200,5 +200,5 @@ class MemoryCase:
             yield rows
 
 
-# "all at once" holds every sample of every row: 20 images at K = 5000 take some gigabytes
+# "all at once" holds every sample of every row, which takes several gigabytes for 20 images at K = 5000.
 TRAINING_MEMORY = MemoryCase("training_memory", (50, 500, 5000), ("ours", "all at once"), TRAINING)

@@ -1,4 +1,4 @@
-"""`python -m bench.cases.memory CASE CONTENDER K DEVICE THREADS`: memory and time of L_K, or of a step on it, as JSON."""
+"""`python -m bench.cases.memory CASE CONTENDER K DEVICE THREADS` prints time and memory of L_K, or of a step on it, as JSON."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dgmfast import evaluate
 from dgmfast.models import VAE
 from dgmfast.objectives import Objective
 
-COUNT, TRAINED = 8, 20  # images evaluated, and of a training step
-CHUNK = 50  # samples of a row that a step holds
+COUNT, TRAINED = 8, 20  # number of images in an evaluation, and in a training step
+CHUNK = 50  # number of samples per row that a training step holds at a time
 
 
 def status(field: str) -> int:
-    """VmRSS or VmHWM, the memory of this process now or at most, in bytes. (ru_maxrss would count the parent's, too.)"""
+    """Returns the memory of this process in bytes, now (VmRSS) or at its peak (VmHWM); ru_maxrss would include the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def step(model: VAE, x: Tensor, k: int, chunk: int) -> None:
-    """Loss and gradient of L_K, `chunk` samples of a row at a time (0: all)."""
+    """Computes the loss and gradient of L_K, `chunk` samples of a row at a time (0: all at once)."""
     model.zero_grad()
     Objective(k=k, chunk=chunk).loss(model, x, None, 1.0, 0)[0].backward()
 
@@ -44,7 +44,7 @@ def main(case: str, contender: str, k: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     model, x = benchmark_vae(device), images(COUNT if case == "memory" else TRAINED, device)
     work = WORK[case, contender]
-    work(model, x[:1], 2)  # what a first call loads is no part of it
+    work(model, x[:1], 2)  # the first call loads code, whose memory must not count
     before = status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
     start = time.perf_counter()
     work(model, x, k)

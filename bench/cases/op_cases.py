@@ -1,4 +1,4 @@
-"""The cases: an op at a shape, forward and forward+backward, against every contender."""
+"""The cases of single ops: an op at a shape, forward and forward+backward, against every contender."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from bench.store import Row
 from dgmfast import reference
 
 FORWARD, TRAINING = "forward", "forward+backward"
-# ‖output − float64‖ / ‖float64‖ that rounding explains; a contender beyond it is wrong.
+# Largest ‖output − float64‖ / ‖float64‖ that rounding explains. A contender beyond it counts as wrong.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
 class Context:
-    """How the cases are run by one process."""
+    """The settings with which one process runs the cases."""
 
     device: str
     threads: int
@@ -51,7 +51,7 @@ class Context:
 
 @dataclass(frozen=True)
 class OpCase:
-    """One op at one shape and dtype."""
+    """Times one op at one shape and dtype."""
 
     op: Op
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class OpCase:
         return f"{size} {self.op.variant}" if self.op.variant else size
 
     def groups(self, context: Context) -> list[Row]:
-        """The columns of what `run` measures together, in its order."""
+        """Returns the columns of each group that `run` measures together, in the order of `run`."""
         modes = [FORWARD, TRAINING] if self.op.gradients else [FORWARD]
         captured = [False, True] if context.device != "cpu" else [False]
         dtype = str(self.dtype).removeprefix("torch.")
@@ -75,9 +75,9 @@ class OpCase:
         return [shared | {"mode": mode, "captured": replay} for mode in modes for replay in captured]
 
     def run(self, context: Context) -> Iterator[list[Row]]:
-        """The rows of each group."""
+        """Yields the rows of each group."""
         for columns in self.groups(context):
-            # past the recompile limit a compiled function silently runs eager
+            # Past its recompile limit a compiled function silently runs eager.
             torch._dynamo.reset()
             training = columns["mode"] == TRAINING
             inputs = self._inputs(context, training)
@@ -106,12 +106,12 @@ def as_tuple(outputs: Tensor | Sequence[Tensor]) -> Outputs:
 
 
 def forward_call(function: Function) -> Call:
-    """inputs -> outputs."""
+    """Returns a call that maps inputs to outputs."""
     return lambda inputs: as_tuple(function(*inputs))
 
 
 def training_call(function: Function, differentiated: int) -> Call:
-    """inputs -> outputs and the gradients of Σ weight · output: no sum() whose cost all contenders would share."""
+    """Returns a call from inputs to outputs and the gradients of Σ weight · output, without the cost of a sum()."""
     weights: list[Tensor] = []
 
     def call(inputs: Inputs) -> Outputs:
@@ -124,13 +124,13 @@ def training_call(function: Function, differentiated: int) -> Call:
 
 
 def output_weights(output: Tensor) -> Tensor:
-    """Fixed weights in [½, 1½) of the outputs, alike for every contender and dtype."""
+    """Returns fixed weights in [½, 1½) for an output, the same for every contender and dtype."""
     weights = 0.5 + torch.rand(output.shape, generator=torch.Generator().manual_seed(1))
     return weights.to(output.device, output.dtype)
 
 
 def contenders_of(op: Op, training: bool, context: Context) -> list[Contender]:
-    """Ours and every rival, in the order they take turns."""
+    """Returns ours and every rival, in the order in which they take turns."""
     rivals: dict[str, Function] = {"eager": op.plain}
     rivals |= {f"eager, {name}": f for name, f in (op.by_hand if training else op.forward).items()}
     if op.distributions is not None:
@@ -144,7 +144,7 @@ def contenders_of(op: Op, training: bool, context: Context) -> list[Contender]:
         rivals["ours, compiled"] = _compiled(op.ours)
     make: Callable[[Function], Call] = (lambda f: training_call(f, op.gradients)) if training else forward_call
     contenders = [Contender(name, make(function)) for name, function in ({"ours": op.ours} | rivals).items()]
-    if op.product is not None and not training:  # which is only a part of the work, and not compared
+    if op.product is not None and not training:  # the product is only part of the work, so its outputs are not compared
         contenders.append(Contender("plain product", forward_call(op.product), check=lambda inputs, outputs: Verdict(0.0, 0.0)))
     return contenders
 
@@ -154,11 +154,11 @@ def _compiled(function: Function) -> Function:
 
 
 def traffic(op: Op, inputs: Inputs, training: bool) -> int:
-    """Bytes that any implementation must move: inputs once per pass, outputs once, and gradients once."""
+    """Returns the bytes that any implementation must move: inputs once per pass, outputs once and gradients once."""
     with torch.no_grad():
         outputs = as_tuple(op.ours(*inputs))
     read, written = _bytes(inputs), _bytes(outputs)
-    # the backward pass reads the inputs again and the gradients of the outputs
+    # The backward pass reads the inputs and the gradients of the outputs.
     return read + written + (read + written + _bytes(inputs[: op.gradients]) if training else 0)
 
 
@@ -167,7 +167,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def checker(op: Op, training: bool) -> Check:
-    """Compares outputs, and gradients where training, with float64; draws by their density and moments."""
+    """Returns a check of outputs, and of gradients when training, against float64; draws are checked by density and moments."""
     if op.truth is None:
         return lambda inputs, outputs: check_draws(inputs, outputs, training)
     truth: dict[int, Outputs] = {}
@@ -175,7 +175,7 @@ def checker(op: Op, training: bool) -> Check:
     def check(inputs: Inputs, outputs: Outputs) -> Verdict:
         if id(inputs) not in truth:
             truth[id(inputs)] = _float64(op, inputs, training)
-        # a statistic's columns differ by orders of magnitude: each is compared on its own
+        # The columns of a statistic differ by orders of magnitude, so each is compared separately.
         columns = [t.unbind(-1) if op.name == "importance_state" else (t,) for t in outputs]
         expected = [t.unbind(-1) if op.name == "importance_state" else (t,) for t in truth[id(inputs)]]
         error = relative_error([t for c in columns for t in c], [t for c in expected for t in c])
@@ -192,7 +192,7 @@ def _float64(op: Op, inputs: Inputs, training: bool) -> Outputs:
 
 
 def check_draws(inputs: Inputs, outputs: Outputs, training: bool) -> Verdict:
-    """Of draws z [B, k, D] with log_q [B, k]: the density, the gradients given the noise they used, and the noise's moments."""
+    """Checks draws z [B, k, D] with log_q [B, k]: the density, the gradients given the noise, and the moments of the noise."""
     mean, log_var = (t.detach().double().unsqueeze(1) for t in inputs)
     z, log_q = (t.detach().double() for t in outputs[:2])
     std = torch.exp(0.5 * log_var)
@@ -203,7 +203,7 @@ def check_draws(inputs: Inputs, outputs: Outputs, training: bool) -> Verdict:
         d_log_var = 0.5 * ((weights[0] * eps * std).sum(1) - weights[1].sum(1, keepdim=True))
         expected += [weights[0].sum(1), d_log_var]
     error = relative_error([log_q, *outputs[2:]], expected)
-    # mean and variance within six standard errors of 0 and 1
+    # The mean and the variance must be within six standard errors of 0 and 1.
     count = eps.numel()
     moments = max(abs(float(eps.mean())) * math.sqrt(count), abs(float(eps.square().mean() - 1.0)) * math.sqrt(count / 2.0))
     tolerance = TOLERANCE[inputs[0].dtype]
@@ -211,7 +211,7 @@ def check_draws(inputs: Inputs, outputs: Outputs, training: bool) -> Verdict:
 
 
 def op_cases(device: str, quick: bool = False) -> list[OpCase]:
-    """The cases of `targets.py` and a few beside them."""
+    """Returns the cases of `targets.py` and a few more."""
     small, large, images, decoded = (100, 64), (10000, 784), (100, 784), (20000, 784)
     table = ops_table
     cases = [

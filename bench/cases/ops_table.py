@@ -1,4 +1,4 @@
-"""Every op with its contenders: ours, the eager forms, torch.distributions; and its truth in float64."""
+"""The table of ops: ours, the eager forms, torch.distributions, and the truth in float64."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Op:
-    """One op at one choice of its optional arguments.
+    """One op with one choice of its optional arguments.
 
-    plain: the differentiable form for autograd and torch.compile. compiled: another form, where the compiler prefers it.
-    forward, by_hand: further eager forms of the forward pass alone, and with a backward pass by hand.
-    repeated: the form that repeats the batch for every label. product: the matrix product alone, written to memory: what an op
-        that fuses it is held against.
-    gradients: how many of the inputs, from the first, are differentiated; 0 for a statistic.
+    plain: the differentiable form, for autograd and torch.compile.
+    compiled: a form that the compiler makes faster than `plain`, if there is one.
+    forward, by_hand: further eager forms, of the forward pass alone and with a backward pass written by hand.
+    repeated: the form that repeats the batch for every label.
+    product: the matrix product alone, written to memory, with which an op that fuses it is compared.
+    gradients: the number of leading inputs that are differentiated; 0 for a statistic.
     """
 
     name: str
@@ -51,7 +52,7 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator, scale: float = 1
 
 
 def _gaussian(kinds: str) -> Callable[[tuple[int, ...], torch.Generator], Inputs]:
-    """Means (m) with unit variance and log-variances (v) with half of that."""
+    """Returns a function that draws means (m) with standard deviation 1 and log-variances (v) with standard deviation ½."""
     return lambda shape, generator: tuple(_normal(shape, generator, 1.0 if kind == "m" else 0.5) for kind in kinds)
 
 
@@ -171,7 +172,7 @@ LABELS = Op(
 
 
 def label_linear_op(hidden: int, labels: int) -> Op:
-    """The first layer on (x, y) of a model, for every label."""
+    """Returns a model's first layer on (x, y), evaluated for every label."""
 
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
         sizes = (shape, (hidden, shape[-1]), (hidden, labels), (hidden,))
@@ -193,7 +194,7 @@ def label_linear_op(hidden: int, labels: int) -> Op:
 
 
 def linear_bernoulli_op(hidden: int) -> Op:
-    """A decoder's last layer and its likelihood."""
+    """Returns a decoder's last layer together with its likelihood."""
 
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
         weight, bias = _normal((shape[-1], hidden), generator, 3.0 * hidden**-0.5), _normal(shape[-1:], generator)
@@ -216,7 +217,7 @@ def linear_bernoulli_op(hidden: int) -> Op:
 
 
 def mlp_bernoulli_op(n_in: int, *hidden: int) -> Op:
-    """A whole decoder and its likelihood, without gradients, as evaluation takes it."""
+    """Returns a whole decoder together with its likelihood, without gradients, as evaluation uses it."""
 
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Inputs:
         widths = (n_in, *hidden, shape[-1])
@@ -243,8 +244,8 @@ def mlp_bernoulli_op(n_in: int, *hidden: int) -> Op:
 
 
 def sample_op(k: int) -> Op:
-    """gaussian_sample with k draws of each row."""
-    # a seed that changes would be fairer to no one: the rivals draw on from their generators
+    """Returns gaussian_sample with k draws per row."""
+    # A new seed per call would make no difference: the rivals continue the stream of their generators.
     return Op(
         "gaussian_sample",
         _gaussian("mv"),
@@ -259,7 +260,7 @@ def sample_op(k: int) -> Op:
 
 
 def masked_conv2d_op(outputs: int, kernel: int, mask: str, x_gradient: bool = True, channels_last: bool = False) -> Op:
-    """A layer of a PixelCNN on images [N, I, H, W]; the first one, on the data, needs no gradient of its input."""
+    """Returns a PixelCNN layer on images [N, I, H, W]; the first layer sees the data, so it needs no gradient of its input."""
 
     def taps(inputs: int) -> Tensor:
         return reference.causal_mask(mask, outputs, inputs, (kernel, kernel))

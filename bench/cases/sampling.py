@@ -1,4 +1,4 @@
-"""The case sampling: images per second of a PixelCNN, against a full pass per pixel and a cached sampler in PyTorch."""
+"""The case `sampling`: time per image of a PixelCNN, against a full pass per pixel and against a cached sampler in PyTorch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dgmfast.nn import CausalLayer, MaskedConv2d, PixelOutput, sample_pixels
 from dgmfast.nn.pixelcnn_naive import causal_stack
 
 SIZE, MAPS, DEPTH, RESIDUAL = 28, 64, 7, range(2, 6)
-FULL_PASS_BATCH = 16  # the batch at which a full pass per pixel is timed, once: it takes most of a minute
-# float32 may put a draw on the other side of a threshold that its uniform nearly meets: about one in 10^5 is allowed to
+FULL_PASS_BATCH = 16  # The full pass per pixel is timed once, at this batch size, because it takes most of a minute.
+# In float32, rounding changes a draw whose uniform nearly meets a threshold. About one draw in 10^5 may differ.
 ALLOWED = 1e-5
 
 
 def benchmark_layers() -> list[CausalLayer]:
-    """7×7 mask A and seven 3×3 mask B of 64 maps, four of them residual; the time does not depend on the random weights."""
+    """Returns a 7×7 layer with mask A and seven 3×3 layers with mask B, of 64 maps and random weights, four of them residual."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [CausalLayer(MaskedConv2d(1, MAPS, 7, "A"))]
@@ -33,12 +33,12 @@ def benchmark_layers() -> list[CausalLayer]:
             layers.append(CausalLayer(conv, relu=True, residual=i in RESIDUAL))
         with torch.no_grad():
             for layer in layers:
-                layer.conv.weight.mul_(2.0)  # pixels that depend on those before them
+                layer.conv.weight.mul_(2.0)  # every pixel then depends visibly on those before it
     return layers
 
 
 def checker(layers: Sequence[CausalLayer]) -> Check:
-    """The share of pixels that are not those that float64 draws given the ones before them; one pass tells."""
+    """Returns a check of the share of pixels that float64 draws differently given the pixels before them, from one pass."""
     exact = [CausalLayer(copy.deepcopy(layer.conv).double(), layer.relu, layer.residual) for layer in layers]
 
     def check(inputs: Inputs, outputs: Outputs) -> Verdict:
@@ -55,7 +55,7 @@ def checker(layers: Sequence[CausalLayer]) -> Check:
 
 @dataclass(frozen=True)
 class SamplingCase:
-    """Binary images, float32; times are per image."""
+    """Times sampling of binary images in float32, per image."""
 
     name: str = "sampling"
     batches: tuple[int, ...] = (1, 16, 64)
@@ -88,7 +88,7 @@ class SamplingCase:
 
 
 def _full_pass(layers: Sequence[CausalLayer], uniforms: Tensor, check: Check) -> Row:
-    """Timed once, and what it drew verified."""
+    """Times one full pass per pixel and checks the images that it drew."""
     pixelcnn_eager.full_passes(layers, uniforms[:, :, :2, :2])
     start = time.perf_counter()
     x = pixelcnn_eager.full_passes(layers, uniforms)

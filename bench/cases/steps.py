@@ -1,4 +1,4 @@
-"""The cases `steps` and `classes`: a whole training step of ADGM and SDGM, and what it costs as the number of classes grows."""
+"""The cases `steps` and `classes`: a training step of ADGM and SDGM, and the cost of a step as the number of classes grows."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from dgmfast.objectives import Labelled, Objective
 
 MODELS = {"adgm": "ADGM", "sdgm": "SDGM"}
 CLASSES = (2, 5, 10, 20, 50, 100, 200)
-EXACT, REPEATED = "exact sum", "repeated batch"  # contenders, besides ours
+EXACT, REPEATED = "exact sum", "repeated batch"  # contenders besides ours
 SURE = 0.98  # q(y|a, x) of the most probable label
-# ‖output − float64‖ / ‖float64‖. A ReLU whose input is within rounding of zero may go either way, which is what this allows.
+# Largest accepted ‖output − float64‖ / ‖float64‖. It allows for ReLUs whose input is within rounding of zero, which may come out
+# on either side.
 TOLERANCE = 1e-3
-# A contender that would take more than this is not run.
+# Limits of time and memory. A contender beyond them is not run.
 MAX_SECONDS, MAX_BYTES = 10.0, 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Size:
-    """The networks and the batch; by default those of App. A §4."""
+    """The sizes of the networks and of the batch. The defaults are those of App. A §4."""
 
     x_dim: int = 784
     hidden: tuple[int, ...] = (500, 500)
-    latent: int = 100  # of a and of z
+    latent: int = 100  # size of a and of z
     classes: int = 10
     unlabelled: int = 100
     labelled: int = 100
@@ -51,7 +52,7 @@ QUICK = Size(x_dim=50, hidden=(40, 40), latent=10, classes=5, unlabelled=20, lab
 
 
 def step_model(name: str, size: Size) -> ADGM:
-    """A model with random weights, whose classifier gives about SURE to one label of every row and the rest evenly to the others.
+    """Returns a model with random weights whose classifier gives one label of every row about SURE and shares the rest evenly.
 
     No classifier of the same mean confidence keeps more labels in a sparse sum.
     """
@@ -67,7 +68,7 @@ def step_model(name: str, size: Size) -> ADGM:
 
 
 def step_batch(size: Size) -> Batch:
-    """Binary rows, and the labels in turn."""
+    """Returns binary rows and labels that run through the classes in turn."""
     generator = torch.Generator().manual_seed(1)
     mean = torch.rand(size.x_dim, generator=generator)
     x = (torch.rand(size.unlabelled + size.labelled, size.x_dim, generator=generator) < mean).float()
@@ -76,10 +77,10 @@ def step_batch(size: Size) -> Batch:
 
 
 class Step:
-    """A training step: zeroed gradients, loss, backward, fused Adam.
+    """A training step: zeroes the gradients, computes the loss, runs backward and takes a step of fused Adam.
 
-    The first call takes the noise that float64 is computed with, and returns the loss and the gradients; every further call is
-    the same step with new noise. The learning rate is zero, which costs the same and keeps the parameters where they are.
+    The first call uses the same noise as the float64 check and returns the loss and the gradients. Every later call is the same
+    step with new noise. The learning rate is zero: the step costs the same and the parameters do not move.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Step:
 
 
 def our_step(model: ADGM, batch: Batch, label_sum: str, tau: float = Objective.tau) -> Step:
-    """`Objective.loss` as the training loop calls it; the n-th call has the seed n."""
+    """Returns a step that calls `Objective.loss` as the training loop does; the n-th call has the seed n."""
     own, objective = copy.deepcopy(model), Objective(label_sum=label_sum, tau=tau)
     labelled = Labelled(batch.labelled, batch.y, batch.alpha, first_row=len(batch.unlabelled))
 
@@ -113,7 +114,7 @@ Loss = Callable[[Parameters, Batch, Eps], Tensor]
 
 
 def eager_step(model: ADGM, batch: Batch, eps: Eps, layout: Layout, loss: Loss) -> Step:
-    """A rival: `eps` in the first call, then what torch.randn draws."""
+    """Returns a rival's step; the first call uses `eps`, and every later call draws new noise with torch.randn."""
     parameters = eager_steps.pack(model, layout)
 
     def at(count: int) -> Tensor:
@@ -127,7 +128,7 @@ def eager_step(model: ADGM, batch: Batch, eps: Eps, layout: Layout, loss: Loss) 
 
 
 def first_noise(model: ADGM, batch: Batch) -> Eps:
-    """The noise of our steps with the seed 0, in float64, from `reference`."""
+    """Returns the noise that our step draws with seed 0, in float64, from `reference`."""
     count, labelled, classes, width = len(batch.unlabelled), len(batch.labelled), model.num_classes, model.latent
     auxiliary = model.q_z.mlp.weight.shape[1]
     return Eps(
@@ -139,12 +140,12 @@ def first_noise(model: ADGM, batch: Batch) -> Eps:
 
 
 def repeated_noise(eps: Eps) -> Eps:
-    """With the same a for every copy of a row."""
+    """Returns the noise for the repeated batch, with the same a for every copy of a row."""
     return eps._replace(a=eps.a.unsqueeze(1).repeat(1, eps.z.shape[1], 1))
 
 
 def float64(model: ADGM, batch: Batch, eps: Eps, rows: int = 10) -> Outputs:
-    """Loss and gradients of the exact sum, in float64, from the repeated batch, `rows` unlabelled rows at a time."""
+    """Returns the loss and gradients of the exact sum in float64, from the repeated batch, `rows` unlabelled rows at a time."""
 
     def bound(p: Parameters, x: Tensor) -> Iterator[Tensor]:
         noise = repeated_noise(eps)
@@ -155,7 +156,7 @@ def float64(model: ADGM, batch: Batch, eps: Eps, rows: int = 10) -> Outputs:
 
 
 def float64_sparse(model: ADGM, batch: Batch, eps: Eps, tau: float) -> tuple[Outputs, int]:
-    """The same of the sparse sum, for the labels that ours keeps and their noise; and how many those are."""
+    """Returns loss and gradients of the sparse sum in float64, for the labels and noise of ours, and the number of labels."""
     kept: list[int] = []
 
     def bound(p: Parameters, x: Tensor) -> Iterator[Tensor]:
@@ -172,7 +173,7 @@ def float64_sparse(model: ADGM, batch: Batch, eps: Eps, tau: float) -> tuple[Out
 
 
 def _float64(model: ADGM, batch: Batch, eps: Eps, bound: Callable[[Parameters, Tensor], Iterator[Tensor]]) -> Outputs:
-    """The loss whose unlabelled part is minus the sum of `bound`'s, and its gradients in the model's order."""
+    """Returns the loss whose unlabelled part is minus the sum of `bound`'s values, and its gradients in the model's order."""
     exact, layout = copy.deepcopy(model).double(), eager_steps.repeated_layout(model)
     p = eager_steps.pack(exact, layout)
     batch = batch._replace(unlabelled=batch.unlabelled.double(), labelled=batch.labelled.double())
@@ -191,9 +192,9 @@ def checker(truth: Outputs, tolerance: float = TOLERANCE) -> Callable[[Inputs, O
 
 
 def multiplications(size: Size, model: str, pairs: float) -> float:
-    """Of one step that repeats nothing: forward, and backward to the parameters and to what is not x.
+    """Counts the multiplications of a step that repeats nothing: forward, and backward to everything except x.
 
-    pairs: of an unlabelled row and a label that is summed over.
+    pairs: the number of (unlabelled row, label) pairs that the sum visits.
     """
     first, noise, rows, pairs = size.hidden[0], size.latent, size.unlabelled + size.labelled, pairs + size.labelled
 
@@ -201,14 +202,15 @@ def multiplications(size: Size, model: str, pairs: float) -> float:
         widths = (*size.hidden, n_out)
         return sum(a * b for a, b in pairwise(widths))
 
-    per_row = 3 * (later(2 * noise) + later(size.classes)) + 2 * 3 * size.x_dim * first  # q(a|x), q(y|a, x); x in all three q
-    per_row += 3 * noise * first * (3 if model == "sdgm" else 2)  # a in q(y|a, x), q(z|a, y, x) and p(x|a, y, z)
-    per_pair = 3 * (2 * later(2 * noise) + later(size.x_dim) + 2 * noise * first)  # q(z|·), p(a|·), p(x|·); z in two of them
+    per_row = 3 * (later(2 * noise) + later(size.classes)) + 2 * 3 * size.x_dim * first  # q(a|x) and q(y|a, x); x in all three q
+    per_row += 3 * noise * first * (3 if model == "sdgm" else 2)  # a in q(y|a, x), q(z|a, y, x) and, in the SDGM, p(x|a, y, z)
+    # The networks are q(z|·), p(a|·) and p(x|·); z is an input of two of them.
+    per_pair = 3 * (2 * later(2 * noise) + later(size.x_dim) + 2 * noise * first)
     return float(rows * per_row + pairs * per_pair)
 
 
 def contenders_of(model: ADGM, batch: Batch, eps: Eps, context: Context) -> Iterator[Contender]:
-    """Ours and every rival of the exact sum."""
+    """Yields ours and every rival of the exact sum."""
     eps = Eps(*(t.float() for t in eps))
     shared, repeated = eager_steps.shared_layout(model), eager_steps.repeated_layout(model)
     yield Contender("ours", our_step(model, batch, "exact"))
@@ -234,7 +236,7 @@ def _compiled(loss: Loss) -> Loss:
 
 
 def step_groups(context: Context, case: str, shapes: Sequence[str]) -> list[Row]:
-    """The columns of training steps, one row per shape; they are timed on a CPU alone."""
+    """Returns the columns of training steps, one row per shape. Steps are timed on a CPU only."""
     if context.device != "cpu":
         return []
     return [context.columns() | {"case": case, "mode": STEP, "dtype": "float32", "shape": shape} for shape in shapes]
@@ -242,7 +244,7 @@ def step_groups(context: Context, case: str, shapes: Sequence[str]) -> list[Row]
 
 @dataclass(frozen=True)
 class StepCase:
-    """A training step of one model: the exact sum and the sparse one against every rival, measured together."""
+    """Times a training step of one model: the exact sum and the sparse sum against every rival, measured together."""
 
     model: str
     name: str = "steps"
@@ -283,7 +285,7 @@ def _size(context: Context) -> Size:
 
 @dataclass(frozen=True)
 class ClassesCase:
-    """A step of the ADGM as the number of classes grows: sparse, exact, and on the repeated batch."""
+    """Times a step of the ADGM as the number of classes grows: the sparse sum, the exact sum and the repeated batch."""
 
     model: str = "adgm"
     name: str = "classes"
@@ -320,10 +322,11 @@ class ClassesCase:
 
 
 def too_much(size: Size, seconds: float) -> str:
-    """Why a step on the repeated batch is not run, if so; seconds: about how long it would take."""
+    """Returns why a step on the repeated batch is not run, or ""; `seconds` is its estimated time."""
     if seconds > MAX_SECONDS:
         return f"would take about {seconds:.0f} s a step"
-    # per pair: x and the joined inputs, hidden layers and heads of four networks, logits and the temporaries of their loss
+    # The numbers held per pair: x and the joined inputs, hidden layers and heads of four networks, logits and the temporaries of
+    # their loss.
     floats = 7 * size.x_dim + 4 * sum(size.hidden) + 12 * size.latent + 3 * size.classes
     needed = 4 * floats * (size.unlabelled * size.classes + size.labelled)
     return f"would take about {needed / 2**30:.1f} GiB" if needed > MAX_BYTES else ""

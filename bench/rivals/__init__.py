@@ -1,1 +1,1 @@
-"""What dgmfast is compared with: the best plain PyTorch that we could write, torch.distributions, and other libraries."""
+"""The rivals of dgmfast: the best plain PyTorch that we could write, torch.distributions, and other libraries."""

@@ -1,4 +1,4 @@
-"""The best plain PyTorch of a Bernoulli decoder: of its last layer with its likelihood, and of all layers."""
+"""The best plain PyTorch of a Bernoulli decoder: its last layer with the likelihood, and all layers with the likelihood."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def linear_bernoulli_log_prob_pointwise(h: Tensor, weight: Tensor, bias: Tensor,
 
 
 def linear_bernoulli_log_prob_blocks(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """By blocks of rows whose logits stay in cache; no gradients."""
+    """Works on blocks of rows whose logits stay in cache; it has no gradients."""
     rows = rows_of_block(x)
     parts = zip(h.split(rows), x.split(rows), strict=True)
     return torch.cat([bernoulli_log_prob_forward(F.linear(part, weight, bias), x_part) for part, x_part in parts])
 
 
 def mlp_bernoulli_log_prob(h: Tensor, *layers_and_x: Tensor, last: Callable[..., Tensor] = linear_bernoulli_log_prob) -> Tensor:
-    """Of W_1, b_1, W_2, b_2, …, x, with tanh between the layers; `last`: a form of the last layer."""
+    """Takes h, W_1, b_1, W_2, b_2, …, x, with tanh between the layers; `last` computes the last layer with the likelihood."""
     *layers, weight, bias, x = layers_and_x
     for i in range(0, len(layers), 2):
         h = torch.tanh(F.linear(h, layers[i], layers[i + 1]))
@@ -42,7 +42,7 @@ def mlp_bernoulli_log_prob(h: Tensor, *layers_and_x: Tensor, last: Callable[...,
 
 
 def mlp_bernoulli_log_prob_blocks(h: Tensor, *layers_and_x: Tensor) -> Tensor:
-    """By blocks of rows whose activations and logits stay in cache; no gradients."""
+    """Works on blocks of rows whose activations and logits stay in cache; it has no gradients."""
     *layers, weight, bias, x = layers_and_x
     rows, parts = rows_of_block(x), []
     for part, x_part in zip(h.split(rows), x.split(rows), strict=True):
@@ -53,7 +53,7 @@ def mlp_bernoulli_log_prob_blocks(h: Tensor, *layers_and_x: Tensor) -> Tensor:
 
 
 class LinearBernoulliLogProb(torch.autograd.Function):
-    """Both passes by blocks of rows, in cache; the logits are kept."""
+    """Reduces blocks of rows in cache, forward and backward, and keeps the logits for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""log p(x) of a VAE as a careful user of PyTorch writes it: the rival of `evaluate.log_likelihood`, on the forms of eager.py."""
+"""log p(x) of a VAE as a careful user of PyTorch writes it, from rivals/ops.py: the rival of `evaluate.log_likelihood`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Weights = Callable[[VAE, Tensor, Tensor, Tensor, Tensor], Tensor]
 def vae_log_weights(
     model: VAE, x: Tensor, mean: Tensor, log_var: Tensor, eps: Tensor, log_px: LogProb = bernoulli_log_prob_forward
 ) -> Tensor:
-    """log p(x, z) − log q(z|x) [B, k] of z = mean + e^{log_var/2} eps, eps [B, k, D]; noise of upper layers is drawn here.
+    """Returns log p(x, z) − log q(z|x), [B, k], at z = mean + e^{log_var/2} eps with eps [B, k, D].
 
-    The −½ D log 2π of q and p cancel layer by layer.
+    The noise of upper layers is drawn here. The terms −½ D log 2π of q and p cancel layer by layer.
     """
     std = torch.exp(0.5 * log_var).unsqueeze(1)
     below = torch.addcmul(mean.unsqueeze(1), std, eps)
@@ -44,7 +44,7 @@ def vae_log_weights(
 
 
 def default_chunk(model: VAE, device: torch.device) -> int:
-    """Rows (image, sample) per pass through the decoder: as many as keep its output in cache, on a GPU enough to fill it."""
+    """Returns how many (image, sample) rows are decoded at a time: so many that the output stays in cache, or fills a GPU."""
     elements = BLOCK_ELEMENTS if device.type == "cpu" else 2**26
     return max(1, elements // model.x_dim)
 
@@ -53,9 +53,9 @@ def default_chunk(model: VAE, device: torch.device) -> int:
 def eager_log_likelihood(
     model: VAE, x: Tensor, k: int = 5000, seed: int = 0, chunk: int | None = None, log_weights: Weights = vae_log_weights
 ) -> Tensor:
-    """L_K of every row of x [N, D] as a careful user of PyTorch writes it: [N] nats.
+    """Returns L_K of every row of x [N, D], [N] in nats, as a careful user of PyTorch writes it.
 
-    Encodes once, runs `chunk` rows (image, sample) at a time through the decoder and adds up their weights by log-sum-exp.
+    It encodes once, runs `chunk` (image, sample) rows at a time through the decoder and adds their weights by log-sum-exp.
     """
     model.eval()
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -77,7 +77,7 @@ def eager_log_likelihood(
 
 
 def threaded_log_likelihood(model: VAE, x: Tensor, k: int = 5000, seed: int = 0, chunk: int | None = None) -> Tensor:
-    """The same, with the rows shared among as many threads of Python as torch has, each of which computes alone."""
+    """Computes eager_log_likelihood with the rows shared among Python threads, one per torch thread, each computing alone."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -1,8 +1,8 @@
-"""The best plain-PyTorch form of every op that we could find: the rival of the benchmarks, reviewed as our own code is.
+"""The best plain-PyTorch form of every op that we could find, as the rivals of the benchmarks.
 
-Three kinds of form per op. `<op>` is differentiable and written for the compiler and for autograd. `<op>_forward` needs no
-gradient, works in place and passes over memory as few times as possible. A class is the op with its backward pass by hand.
-Which is fastest depends on the size and the processor, so the benchmarks time all of them and quote the fastest.
+Every op has up to three kinds of form. `<op>` is differentiable and written for the compiler and for autograd. `<op>_forward`
+needs no gradient, works in place and passes over memory as few times as possible. A class has a backward pass written by hand.
+Which form is fastest depends on the size and the processor, so the benchmarks time all of them and quote the fastest.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch.nn import functional as F
 LogProb = Callable[[Tensor, Tensor], Tensor]
 
 LOG_2PI = math.log(2.0 * math.pi)
-# Elements of a temporary that stays in a core's cache: 1 MB of float32. Larger blocks were slower, and so were smaller ones.
+# The size of a temporary that stays in a core's cache: 1 MB of float32. Larger and smaller blocks were slower.
 BLOCK_ELEMENTS = 2**18
 
 
 def rows_of_block(like: Tensor) -> int:
-    """Rows of [B, D] to work on at once: all of them on a GPU, whose caches hold no such block."""
+    """Returns how many rows of [B, D] to work on at once: all of them on a GPU, whose caches hold no such block."""
     return max(1, len(like) if like.is_cuda else BLOCK_ELEMENTS // like.shape[-1])
 
 
 def by_row_blocks(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """formula [B, D]… -> [B], applied to blocks of rows so that its temporaries stay in cache; no gradients."""
+    """Applies a formula [B, D]… -> [B] to blocks of rows, so that its temporaries stay in cache; it has no gradients."""
 
     def blocked(*inputs: Tensor) -> Tensor:
         rows = rows_of_block(inputs[0])
@@ -166,7 +166,7 @@ class GaussianMerge(torch.autograd.Function):
 
 
 def gaussian_sample(mean: Tensor, log_var: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[B, D] -> z [B, k, D] and log q(z) [B, k], from torch's own generator: noise that cannot be drawn again by its key."""
+    """Maps [B, D] to z [B, k, D] and log q(z) [B, k] with torch's generator, whose noise cannot be drawn again from a key."""
     eps = torch.randn(mean.shape[0], k, mean.shape[1], dtype=mean.dtype, device=mean.device)
     z = torch.addcmul(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1), eps)
     constant = log_var.sum(-1, keepdim=True) + mean.shape[1] * LOG_2PI
@@ -204,7 +204,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def bernoulli_log_prob_pointwise(logits: Tensor, x: Tensor) -> Tensor:
-    """The form that torch.compile makes the fastest code of: a logarithm costs it less than log1p."""
+    """Computes the form of which torch.compile makes the fastest code: there, log costs less than log1p."""
     return (x * logits - logits.clamp(min=0) - torch.log(1.0 + torch.exp(-logits.abs()))).sum(-1)
 
 
@@ -213,7 +213,7 @@ def bernoulli_log_prob_forward(logits: Tensor, x: Tensor) -> Tensor:
 
 
 class BernoulliLogProb(torch.autograd.Function):
-    """Both passes by blocks of rows, so that the only large tensor ever written is the gradient."""
+    """Works on blocks of rows in both passes, so that the gradient is the only large tensor it writes."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def importance_bound(log_w: Tensor) -> Tensor:
 
 
 def importance_bound_log_softmax(log_w: Tensor) -> Tensor:
-    """log Σ w = log w₀ − log_softmax(log w)₀: on a CPU, log_softmax is one fused pass and logsumexp four."""
+    """Computes log Σ w = log w₀ − log_softmax(log w)₀: on a CPU, log_softmax is one fused pass, but logsumexp takes four."""
     first = log_w.select(-1, 0)
     return first - F.log_softmax(log_w, -1).select(-1, 0) - math.log(log_w.shape[-1])
 
@@ -259,7 +259,7 @@ class ImportanceBound(torch.autograd.Function):
 
 
 def importance_state(log_w: Tensor) -> Tensor:
-    """[..., K] -> [..., 5] as ops.importance_state: (max, Σ w/max, Σ (w/max)², Σ log w, K), exponentials in log_w's precision."""
+    """Maps [..., K] to [..., 5] as ops.importance_state does, (max, Σ w/max, Σ (w/max)², Σ log w, K), in log_w's precision."""
     top = log_w.amax(-1)
     weights = F.softmax(log_w, -1)
     total = weights.amax(-1).reciprocal_()
@@ -268,7 +268,7 @@ def importance_state(log_w: Tensor) -> Tensor:
 
 
 def importance_state_double(log_w: Tensor) -> Tensor:
-    """The same with every sum in float64, as ops.importance_state keeps them."""
+    """Computes importance_state with every sum in float64, as ops.importance_state does."""
     return importance_state(log_w.double())
 
 
@@ -300,7 +300,7 @@ class MarginalizeLabels(torch.autograd.Function):
 
 
 def label_linear(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
-    """tanh of the layer for every label, [B, I] -> [B, Y, H]: one product of x for all of them."""
+    """Applies the layer and tanh for every label, [B, I] -> [B, Y, H], with one product of x for all labels."""
     return torch.tanh(F.linear(x, weight, bias).unsqueeze(1) + label_weight.t())
 
 
@@ -324,7 +324,7 @@ class LabelLinear(torch.autograd.Function):
 
 
 def label_linear_repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor) -> Tensor:
-    """The same as most implementations have it: the batch is repeated for every label, with its one-hot code joined on."""
+    """Computes label_linear as most implementations do: it repeats the batch for every label and joins the one-hot code."""
     labels = label_weight.shape[1]
     onehot = torch.eye(labels, dtype=x.dtype, device=x.device).repeat(len(x), 1)
     xy = torch.cat([x.repeat_interleave(labels, 0), onehot], 1)
@@ -332,25 +332,25 @@ def label_linear_repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias:
 
 
 def masked_conv2d(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
-    """The convolution with a masked weight, [N, I, H, W] -> [N, O, H, W]; taps [O, I, kh, kw] of zeros and ones."""
+    """Convolves with a masked weight, [N, I, H, W] -> [N, O, H, W]; taps [O, I, kh, kw] holds zeros and ones."""
     return F.conv2d(x, weight * taps, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
 
 
 def masked_conv2d_cropped(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
-    """Without the rows of the kernel below the pixel, which are all zero: the padding above is right, the rows below are cut."""
+    """Leaves out the kernel rows below the pixel, which are all zero, and cuts the surplus rows off the output."""
     rows = weight.shape[2] // 2 + 1
     cropped = weight[:, :, :rows] * taps[:, :, :rows]
     return F.conv2d(x, cropped, bias, padding=(rows - 1, weight.shape[3] // 2))[:, :, : x.shape[2]]
 
 
 def masked_conv2d_padded(weight: Tensor, bias: Tensor, x: Tensor, taps: Tensor) -> Tensor:
-    """The same with rows added above alone, so that none is computed for nothing."""
+    """Leaves out the same kernel rows, but pads only above, so that no surplus row is computed."""
     rows, columns = weight.shape[2] // 2 + 1, weight.shape[3] // 2
     cropped = weight[:, :, :rows] * taps[:, :, :rows]
     return F.conv2d(F.pad(x, (0, 0, rows - 1, 0)), cropped, bias, padding=(0, columns))
 
 
 def in_channels_last(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """convolution(weight, bias, x, ...) in the memory format that the library may prefer, from whichever x has."""
+    """Wraps convolution(weight, bias, x, ...) so that x is converted to channels-last, which the library may prefer."""
     last = torch.channels_last
     return lambda weight, bias, x, **kwargs: convolution(weight, bias, x.contiguous(memory_format=last), **kwargs)

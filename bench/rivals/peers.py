@@ -1,4 +1,4 @@
-"""The same L_K by other libraries, with our weights in their models: optional, imported only when asked for."""
+"""L_K by other libraries, with our weights in their models. The libraries are optional and imported only when asked for."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from dgmfast.models import VAE
 from dgmfast.nn import BernoulliOutput
 
-# (model, x [N, D], k, samples at a time) -> log p(x) [N]
+# (x [N, D], k, samples at a time) -> log p(x) [N]
 Peer = Callable[[Tensor, int, int], Tensor]
 
 
 def pythae(model: VAE) -> Peer:
-    """pythae's own get_nll, image by image; it encodes each image again for every batch of samples."""
+    """Calls pythae's own get_nll image by image; it encodes each image again for every batch of samples."""
     from pythae.models import VAE as PythaeVAE
     from pythae.models import VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -45,14 +45,14 @@ def pythae(model: VAE) -> Peer:
 
     @torch.no_grad()
     def log_px(x: Tensor, k: int, chunk: int) -> Tensor:
-        # its result is the mean log p(x) over the images it is given, in spite of its name
+        # In spite of its name, get_nll returns the mean log p(x) over the images it is given.
         return torch.tensor([float(theirs.get_nll(row, n_samples=k, batch_size=min(k, chunk))) for row in x.split(1)])
 
     return log_px
 
 
 def pyro(model: VAE) -> Peer:
-    """Pyro's vectorized_importance_weights, image by image, `chunk` samples at a time."""
+    """Calls Pyro's vectorized_importance_weights image by image, with `chunk` samples at a time."""
     import pyro as library
     from pyro import distributions as dist
     from pyro.infer.importance import vectorized_importance_weights

@@ -1,6 +1,6 @@
-"""PixelCNN sampling in plain PyTorch: the full pass per pixel of public code, and the best cached sampler that we can write.
+"""PixelCNN sampling in plain PyTorch: the full pass per pixel of public code, and the best cached sampler that we could write.
 
-Both draw binary images of one channel by comparing logits with log(u/(1−u)), as sample_pixels does with the probability and u.
+Both draw binary images of one channel. They compare logits with log(u/(1−u)), where sample_pixels compares probabilities with u.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Draw = Callable[[Sequence[CausalLayer], Tensor], Tensor]
 
 @torch.inference_mode()
 def full_passes(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
-    """A pass over the whole image for every pixel. The weights of hidden taps are zero: an ordinary convolution will do."""
+    """Runs a pass over the whole image for every pixel. Hidden taps have zero weight, so an ordinary convolution is enough."""
     convs = [(layer, layer.conv.weight, layer.conv.bias) for layer in layers]
     thresholds = torch.logit(uniforms).to(convs[0][1].dtype)
     x = torch.zeros_like(thresholds)
@@ -33,18 +33,18 @@ def full_passes(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
 
 
 class _Ring:
-    """The last rows that a layer reads, [N, W + padding, rows, C], so that all taps of a pixel are one slice of memory.
+    """The last rows that a layer reads, [N, W + padding, rows, C]; all taps of a pixel are one slice of memory.
 
-    The slice also holds what is to the right of the pixel in its own row, whose weights are zero, and its rows are in an order
-    that turns with the row of the image: one product per layer and pixel, with one of `rows` weights, and nothing is copied.
+    The slice also covers cells to the right of the pixel in its own row, whose weights are zero. The order of its rows rotates
+    with the row of the image. A pixel therefore takes one product per layer, with one of `rows` weight matrices, and no copy.
     """
 
     def __init__(self, layer: CausalLayer, count: int, width: int) -> None:
         weight = layer.conv.weight.detach()
         rows, columns = weight.shape[2] // 2 + 1, weight.shape[3]
         cells = weight.new_zeros(count, width + columns - 1, rows, weight.shape[1])
-        by_tap = weight[:, :, :rows].permute(3, 2, 1, 0)  # [kw, rows, I, O], the last row the pixel's own
-        # at row y of the image, the ring's row r holds row y − (y − r) mod rows
+        by_tap = weight[:, :, :rows].permute(3, 2, 1, 0)  # [kw, rows, I, O]; the last row is the pixel's own
+        # At row y of the image, row r of the ring holds row y − (y − r) mod rows.
         orders = [[rows - 1 - (y - r) % rows for r in range(rows)] for y in range(rows)]
         self.rows, self.relu, self.residual = rows, layer.relu, layer.residual
         self.weights = [by_tap[:, order].flatten(0, 2).contiguous() for order in orders]
@@ -55,14 +55,14 @@ class _Ring:
 
 
 def _flat(cells: Tensor, first: int, columns: int) -> Tensor:
-    """cells[:, first : first + columns] as [N, columns · rows · C], a view."""
+    """Returns cells[:, first : first + columns] as a view [N, columns · rows · C]."""
     size = cells[0, 0].numel()
     return cells.flatten(1)[:, first * size : (first + columns) * size]
 
 
 @torch.inference_mode()
 def cached(layers: Sequence[CausalLayer], uniforms: Tensor) -> Tensor:
-    """Every activation once: two or three calls of PyTorch per layer and pixel, on buffers and views that are made beforehand."""
+    """Computes every activation once, with two or three PyTorch calls per layer and pixel on preallocated buffers and views."""
     count, width = uniforms.shape[0], uniforms.shape[3]
     rings = [_Ring(layer, count, width) for layer in layers]
     thresholds = torch.logit(uniforms).to(rings[0].out.dtype).permute(2, 3, 0, 1).contiguous()

@@ -1,8 +1,9 @@
-"""The semi-supervised loss of ADGM and SDGM (App. A eqs 8–13) in plain PyTorch, two ways, each with its own layout of weights.
+"""The semi-supervised loss of ADGM and SDGM (App. A eqs 8–13) in plain PyTorch, in two ways with different weight layouts.
 
-`shared` is how a careful user writes it: what does not depend on y is computed once per x, the label is a row that is added, and
-products of the same input are one product. `repeated` is how public implementations have it: the batch is repeated for every
-class, and one-hot codes are joined to the inputs. Networks have ReLUs and any number of hidden layers; x is binary, p(y) uniform.
+`shared` is the loss as a careful user writes it. Terms that do not depend on y are computed once per x, the label adds a row to
+the first layer's product, and products of the same input are joined. `repeated` is the loss as public implementations have it.
+The batch is repeated for every class, and one-hot codes are joined to the inputs. The networks have ReLUs and any number of
+hidden layers; x is binary and p(y) uniform.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch.nn import functional as F
 
 from bench.rivals.ops import BLOCK_ELEMENTS, LogProb, bernoulli_log_prob, gaussian_kl
 from dgmfast.models import ADGM
+from dgmfast.nn import MLP
 
 Parameters = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Unlabelled rows [U, D], labelled ones [L, D] with y [L], and α, the weight of their cross-entropy."""
+    """Unlabelled rows [U, D], labelled rows [L, D] with y [L], and α, the weight of their cross-entropy."""
 
     unlabelled: Tensor
     labelled: Tensor
@@ -32,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class Eps(NamedTuple):
-    """Standard normal noise: of a and z for the unlabelled rows, [U, A] and [U, Y, Z], and for the labelled ones."""
+    """Standard normal noise of a [U, A] and z [U, Y, Z] for the unlabelled rows, and of both for the labelled rows."""
 
     a: Tensor
     z: Tensor
@@ -42,7 +44,7 @@ class Eps(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """A parameter that joins several of the model's along a dimension."""
+    """A parameter that joins several of the model's parameters along a dimension."""
 
     names: tuple[str, ...]
     dim: int = 0
@@ -52,14 +54,14 @@ Layout = dict[str, Packed]
 
 
 def pack(model: ADGM, layout: Layout) -> Parameters:
-    """The model's parameters, copied into the layout."""
+    """Returns the model's parameters, copied into the layout."""
     own = dict(model.named_parameters())
     joined = {name: torch.cat([own[n] for n in packed.names], packed.dim) for name, packed in layout.items()}
     return {name: t.detach().clone().requires_grad_() for name, t in joined.items()}
 
 
 def gradients(model: ADGM, layout: Layout, parameters: Parameters) -> dict[str, Tensor]:
-    """The gradients of the packed parameters by the model's names."""
+    """Returns the gradients of the packed parameters under the model's names."""
     own = dict(model.named_parameters())
     found: dict[str, Tensor] = {}
     for name, packed in layout.items():
@@ -71,7 +73,7 @@ def gradients(model: ADGM, layout: Layout, parameters: Parameters) -> dict[str, 
 
 
 def shared_layout(model: ADGM) -> Layout:
-    """Mean and log-variance are one layer. The first layers of x are not: one wide product was slower."""
+    """Joins mean and log-variance into one layer. The first layers of x stay apart, because one wide product was slower."""
     layout = _later_layers(model)
     layout |= {f"q_a.0.{part}": Packed((f"q_a.mlp.0.{part}",)) for part in ("weight", "bias")}
     for net in ("q_y", "q_z"):
@@ -87,7 +89,7 @@ def shared_layout(model: ADGM) -> Layout:
 
 
 def repeated_layout(model: ADGM) -> Layout:
-    """One matrix per layer, on the joined inputs [h, x or a, onehot(y)]."""
+    """Has one matrix per layer, which acts on the joined inputs [h, x or a, onehot(y)]."""
     layout = _later_layers(model)
     layout |= {f"q_a.0.{part}": Packed((f"q_a.mlp.0.{part}",)) for part in ("weight", "bias")}
     own = dict(model.named_parameters())
@@ -100,6 +102,7 @@ def repeated_layout(model: ADGM) -> Layout:
 
 def _later_layers(model: ADGM) -> Layout:
     layout: Layout = {}
+    assert isinstance(model.q_a.mlp, MLP)
     depth = len(model.q_a.mlp) // 2
     for part in ("weight", "bias"):
         for i in range(1, depth):
@@ -118,7 +121,7 @@ def _linear(p: Parameters, layer: str, h: Tensor) -> Tensor:
 
 
 def _head(p: Parameters, net: str, h: Tensor) -> Tensor:
-    """Everything after the first hidden layer's product: h before its ReLU, which is taken in place."""
+    """Applies everything after the first hidden layer's product h, starting with its ReLU, in place."""
     h, i = F.relu(h, inplace=True), 1
     while f"{net}.{i}.weight" in p:
         h, i = F.relu(_linear(p, f"{net}.{i}", h), inplace=True), i + 1
@@ -130,7 +133,7 @@ def _draw(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
 
 
 def _log_density(distance: Tensor, log_var: Tensor) -> Tensor:
-    """log N without −½ D log 2π, which p(a|·) and q(a|x) have in common."""
+    """Returns log N without −½ D log 2π, which p(a|·) and q(a|x) have in common."""
     return -0.5 * (log_var + distance.square() * torch.exp(-log_var)).sum(-1)
 
 
@@ -139,7 +142,7 @@ def _log_q(eps: Tensor, log_var: Tensor) -> Tensor:
 
 
 class BernoulliLogProb(torch.autograd.Function):
-    """log p(x|·) of logits [B, Y, D] and x [B, 1, D], both passes by blocks of rows and the backward pass by hand."""
+    """Computes log p(x|·) of logits [B, Y, D] and x [B, 1, D] in blocks of rows, with the backward pass written by hand."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
@@ -173,9 +176,9 @@ def bernoulli_log_prob_by_hand(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def shared(p: Parameters, batch: Batch, eps: Eps, log_px: LogProb = bernoulli_log_prob, joined: bool = False) -> Tensor:
-    """The loss with every product that does not depend on y taken once per x.
+    """Computes the loss with every product that does not depend on y taken once per x.
 
-    joined: whether the U·Y + L pairs of row and label go through the networks together, instead of the U·Y and then the L.
+    joined: whether the U·Y + L pairs of row and label go through the networks together, or first the U·Y pairs and then the L.
     """
     count, x = len(batch.unlabelled), torch.cat([batch.unlabelled, batch.labelled])
     eps_a = torch.cat([eps.a, eps.labelled_a])
@@ -195,7 +198,7 @@ def shared(p: Parameters, batch: Batch, eps: Eps, log_px: LogProb = bernoulli_lo
 
 
 def _separate_pairs(p: Parameters, batch: Batch, eps: Eps, a: Tensor, for_z: Tensor, log_px: LogProb) -> tuple[Tensor, Tensor]:
-    """log p(x, a, z|y)/q(z|·) of every unlabelled row and label [U, Y], and of the labelled rows [L]."""
+    """Returns log p(x, a, z|y)/q(z|·) of every unlabelled row and label [U, Y], and of the labelled rows [L]."""
 
     def value(x: Tensor, a: Tensor, h: Tensor, eps_z: Tensor, rows: dict[str, Tensor]) -> Tensor:
         mean, log_var = _head(p, "q_z", h + rows["q_z"]).chunk(2, -1)
@@ -214,7 +217,7 @@ def _separate_pairs(p: Parameters, batch: Batch, eps: Eps, a: Tensor, for_z: Ten
 
 
 def _joined_pairs(p: Parameters, batch: Batch, eps: Eps, a: Tensor, for_z: Tensor, log_px: LogProb) -> tuple[Tensor, Tensor]:
-    """The same with all pairs in one batch, the label's row being a small product with its one-hot code."""
+    """Returns the same values with all pairs in one batch; the label's row is a small product with its one-hot code."""
     count, classes = eps.z.shape[:2]
     every = torch.eye(classes, dtype=a.dtype, device=a.device).repeat(count, 1)
     onehot = torch.cat([every, F.one_hot(batch.y, classes).to(a.dtype)])
@@ -239,19 +242,19 @@ def _joined_pairs(p: Parameters, batch: Batch, eps: Eps, a: Tensor, for_z: Tenso
 
 
 def repeated(p: Parameters, batch: Batch, eps: Eps, log_px: LogProb = bernoulli_log_prob) -> Tensor:
-    """The loss on a batch that is repeated for every class. eps.a is [U, Y, A]: every copy of a row draws its own a."""
+    """Computes the loss on a batch repeated for every class; eps.a is [U, Y, A], so every copy of a row draws its own a."""
     return supervised(p, batch, eps, log_px) - repeated_bound(p, batch.unlabelled, eps.a, eps.z, log_px).mean()
 
 
 def supervised(p: Parameters, batch: Batch, eps: Eps, log_px: LogProb = bernoulli_log_prob) -> Tensor:
-    """What the labelled rows add to the loss."""
+    """Returns what the labelled rows add to the loss."""
     onehot = F.one_hot(batch.y, eps.z.shape[1]).to(batch.labelled.dtype)
     value, a = row_bound(p, batch.labelled, onehot, eps.labelled_a, eps.labelled_z, log_px)
     return batch.alpha * F.nll_loss(log_probs(p, batch.labelled, a), batch.y) - value.mean()
 
 
 def repeated_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, log_px: LogProb = bernoulli_log_prob) -> Tensor:
-    """U(x) of unlabelled rows, [U]; q(y|a, x) takes the a of a row's first copy."""
+    """Returns U(x) of unlabelled rows, [U]; q(y|a, x) takes the a of a row's first copy."""
     count, classes = eps_z.shape[:2]
     onehot = torch.eye(classes, dtype=x.dtype, device=x.device).repeat(count, 1)
     values, a = row_bound(p, x.repeat_interleave(classes, 0), onehot, eps_a.flatten(0, 1), eps_z.flatten(0, 1), log_px)
@@ -260,7 +263,7 @@ def repeated_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, log_p
 
 
 def kept_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, rows: Tensor, y: Tensor, tau: float) -> Tensor:
-    """The sparse estimate of U(x), [U], from the kept pairs of row and label; eps_z [N, Z] is theirs."""
+    """Returns the sparse estimate of U(x), [U], from the kept pairs of row and label, whose noise is eps_z [N, Z]."""
     log_q = log_probs(p, x, auxiliary(p, x, eps_a)[0])
     onehot = F.one_hot(y, log_q.shape[1]).to(x.dtype)
     values, _ = row_bound(p, x[rows], onehot, eps_a[rows], eps_z)
@@ -276,12 +279,12 @@ def kept_bound(p: Parameters, x: Tensor, eps_a: Tensor, eps_z: Tensor, rows: Ten
 def row_bound(
     p: Parameters, x: Tensor, onehot: Tensor, eps_a: Tensor, eps_z: Tensor, log_px: LogProb = bernoulli_log_prob
 ) -> tuple[Tensor, Tensor]:
-    """L(x, y) of every row [N], all networks run on all rows; and the a that was drawn [N, A]."""
+    """Returns L(x, y) of every row [N], with all networks run on all rows, and the a that was drawn [N, A]."""
     a, log_var_a = auxiliary(p, x, eps_a)
     mean, log_var = _head(p, "q_z", _linear(p, "q_z.0", torch.cat([a, x, onehot], 1))).chunk(2, 1)
     z = _draw(mean, log_var, eps_z)
     mean_pa, log_var_pa = _head(p, "p_a", _linear(p, "p_a.0", torch.cat([z, onehot], 1))).chunk(2, 1)
-    skips = p["p_x.0.weight"].shape[1] > z.shape[1] + onehot.shape[1]  # the SDGM's p(x|a, y, z)
+    skips = p["p_x.0.weight"].shape[1] > z.shape[1] + onehot.shape[1]  # only the SDGM has p(x|a, y, z)
     logits = _head(p, "p_x", _linear(p, "p_x.0", torch.cat([z, a, onehot] if skips else [z, onehot], 1)))
     value = log_px(logits, x) - gaussian_kl(mean, log_var)
     value = value + _log_density(a - mean_pa, log_var_pa) - _log_q(eps_a, log_var_a)
@@ -289,11 +292,11 @@ def row_bound(
 
 
 def auxiliary(p: Parameters, x: Tensor, eps_a: Tensor) -> tuple[Tensor, Tensor]:
-    """a ~ q(a|x), and the log-variance of q, both [N, A]."""
+    """Returns a ~ q(a|x) and the log-variance of q, both [N, A]."""
     mean, log_var = _head(p, "q_a", _linear(p, "q_a.0", x)).chunk(2, 1)
     return _draw(mean, log_var, eps_a), log_var
 
 
 def log_probs(p: Parameters, x: Tensor, a: Tensor) -> Tensor:
-    """log q(y|a, x), [N, Y]."""
+    """Returns log q(y|a, x), [N, Y]."""
     return F.log_softmax(_head(p, "q_y", _linear(p, "q_y.0", torch.cat([a, x], 1))), -1)

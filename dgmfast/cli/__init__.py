@@ -7,10 +7,24 @@ from dgmfast.cli.drawing import compare, figures
 from dgmfast.cli.evaluation import classify, evaluate, sample
 from dgmfast.cli.group import INTERRUPTED, USER_ERROR, main
 from dgmfast.cli.other import bench, demo, info
-from dgmfast.cli.tables import baseline, reproduce
+from dgmfast.cli.tables import baseline, data_command, recipes_command, reproduce
 from dgmfast.cli.training import train_command
 
-for command in (train_command, evaluate, classify, sample, figures, compare, reproduce, baseline, demo, info, bench):
+for command in (
+    train_command,
+    evaluate,
+    classify,
+    sample,
+    figures,
+    compare,
+    reproduce,
+    baseline,
+    data_command,
+    recipes_command,
+    demo,
+    info,
+    bench,
+):
     main.add_command(command)
 
 __all__ = ["INTERRUPTED", "USER_ERROR", "main"]

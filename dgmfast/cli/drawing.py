@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgmfast import data
 from dgmfast.cli.group import DATA_DIR, RUN, THREADS, click
-from dgmfast.runs import fixed_split, open_run
+from dgmfast.runs import fixed_split, load_dataset, open_run
 
 
 @click.command()
@@ -23,7 +22,7 @@ def figures(folder: Path, split: str | None, seed: int, data_dir: Path | None) -
     from dgmfast import plots
 
     run = open_run(folder)
-    dataset = data.load(run.recipe.data, data_dir)
+    dataset = load_dataset(run.recipe, folder, data_dir)
     split = split or ("test" if dataset.valid is None else "valid")
     rows = fixed_split(dataset, split, run.recipe.binarize)
     for path in plots.draw_run(folder, run.model, rows, dataset, seed, split_name=split):

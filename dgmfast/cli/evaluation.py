@@ -19,16 +19,19 @@ from dgmfast.runs import (
     CLASSIFY_BY,
     TEST_SEED,
     Bounds,
+    Run,
     bounds_table,
     classify_rows,
     evaluate_bounds,
     figures_folder,
     fixed_split,
     is_main,
+    load_dataset,
     open_run,
     process_group,
     resolve_device,
     run_environment,
+    short_name,
     write_bounds,
     write_class_rows,
     write_class_summary,
@@ -52,7 +55,7 @@ SPLIT = click.option("--split", default="test", show_default=True, help="Split o
     type=click.Choice(list(LABELS)),
     help="How a label is treated: summed over exactly, drawn once per sample (as in most published L_K), or given [exact].",
 )
-@click.option("--data", "dataset", help="Evaluate this data set instead of the run's.")
+@click.option("--data", "dataset", help="Evaluate this data set, or all rows of this file, instead of the run's data.")
 @SPLIT
 @click.option("--limit", type=click.IntRange(1), help="Evaluate only the first N rows.")
 @click.option("--chunk", type=click.IntRange(1), help="Rows x samples in memory at a time [from the free memory].")
@@ -89,8 +92,7 @@ def evaluate(
     run = open_run(folder, place)
     if run.model.num_classes is None and labels is not None:
         raise InputError(f"--labels is for models with a label; got {labels} for {run.recipe.model['name']}")
-    name = dataset or run.recipe.data
-    fixed = fixed_split(data.load(name, data_dir), split, run.recipe.binarize)
+    name, split, fixed = _rows(run, dataset, split, data_dir)
     x = fixed.x[:limit].to(place)
     settings: dict[str, Any] = {"recipe": run.recipe.name, "epoch": run.epoch, "data": name, "split": split, "k": k}
     settings |= {"seed": seed, "tolerance": tolerance}
@@ -110,11 +112,24 @@ def evaluate(
                 click.echo("\nInterrupted; the same command goes on from the rows that are done", err=True)
             raise
         # Plots and tables read evaluation.json, so it must be that of the test split of the run's own data.
-        others = [part for part, own in ((name, run.recipe.data), (split, "test")) if part != own]
+        others = [part for part, own in ((name, short_name(run.recipe)), (split, "test")) if part != own]
         stem = "-".join(["evaluation", *others])
         group.broadcast_from_rank0(lambda: _finish(folder, settings, result, stem, figures))
         if result.partial is not None:
             result.partial.remove()
+
+
+def _rows(run: Run, dataset: str | None, split: str, data_dir: Path | None) -> tuple[str, str, data.Split]:
+    """The rows to evaluate, with the names of their data set and split. All rows of another file of the user's are evaluated."""
+    if dataset is None:
+        own = load_dataset(run.recipe, run.folder, data_dir)
+        return short_name(run.recipe), split, fixed_split(own, split, run.recipe.binarize)
+    if not data.is_path(dataset):
+        return dataset, split, fixed_split(data.load(dataset, data_dir), split, run.recipe.binarize)
+    own = load_dataset(run.recipe, run.folder, data_dir)
+    rows = data.rows_like(own, dataset, label_column=run.recipe.data_options.get("label_column"))
+    x = data.sample_inputs(own, rows.x, TEST_SEED) if run.recipe.binarize else rows.x
+    return Path(dataset).stem, "all", data.Split(x, rows.y)
 
 
 def _finish(folder: Path, settings: dict[str, Any], result: Bounds, stem: str, figures: bool) -> None:
@@ -184,9 +199,9 @@ def classify(
         raise InputError(f"--out must name the table of the rows, such as errors.csv; got {out}")
     run = open_run(folder, resolve_device(device))
     click.get_current_context().with_resource(locked(folder, "classifying"))
-    result = classify_rows(run.model, run.recipe, data.load(run.recipe.data, data_dir), split, samples, seed, by, grey)
+    result = classify_rows(run.model, run.recipe, load_dataset(run.recipe, folder, data_dir), split, samples, seed, by, grey)
     message = f"error {result.error:.2f} ± {result.std_error:.2f} % of {len(result.y)} rows"
-    where = f"{run.recipe.data} {split}{', grey levels' if grey else ''}, by {result.by}"
+    where = f"{short_name(run.recipe)} {split}{', grey levels' if grey else ''}, by {result.by}"
     click.echo(f"{run.recipe.name} after {run.epoch} epochs, {where}: {message}")
     draws = f"{samples} draw{'s' if samples > 1 else ''}, seed {seed}"
     figure = figures_folder(folder) / "confusion.png" if out is None else out.with_suffix(".png")

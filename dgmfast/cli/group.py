@@ -13,6 +13,7 @@ import torch
 
 from dgmfast import __version__
 from dgmfast.errors import INSTALL, out_of_memory
+from dgmfast.plugins import import_module
 from dgmfast.runs import error_line, is_lost_process
 
 try:
@@ -94,7 +95,24 @@ DATA_DIR = click.option(
 DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 
 
+def _import_modules(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+    for name in names:
+        import_module(name)
+
+
 @click.group(cls=OneLineErrors)
 @click.version_option(__version__, prog_name="dgmfast")
+@click.option(
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    is_eager=True,
+    expose_value=False,
+    callback=_import_modules,
+    help="Import a module that registers models, likelihoods or recipes. May be given several times.",
+)
 def main() -> None:
     """Train and evaluate deep generative models: fused ops, exact bounds, log p(x) in constant memory."""

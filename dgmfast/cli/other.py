@@ -33,7 +33,7 @@ def info() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rows = {
         "dgmfast": __version__,
-        "torch": torch.__version__,
+        "torch": f"{torch.__version__}, for which dgmfast was built",  # another one is refused
         "instruction set": _C.isa(),
         "CUDA architectures": built or "none (built without CUDA)",
         "GPU": gpu,

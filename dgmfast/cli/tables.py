@@ -1,4 +1,4 @@
-"""The commands reproduce and baseline."""
+"""The commands data, recipes, reproduce and baseline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dgmfast import data, train
+from dgmfast import data, recipes, train
 from dgmfast.cli.group import DATA_DIR, DEVICE, THREADS, click
 from dgmfast.cli.training import parse_settings
 from dgmfast.errors import InputError
@@ -14,6 +14,33 @@ from dgmfast.files import write_atomically
 from dgmfast.models import GenerativeModel
 from dgmfast.reproduce import BASELINE_TITLES, BASELINES, TABLES, Options, m1_recipe, reproduce_table, run_baseline
 from dgmfast.runs import holds_run, is_main, open_run
+
+
+@click.command(name="data")
+@DATA_DIR
+def data_command(data_dir: Path | None) -> None:
+    """List the data sets, whether their files are there, and how to get each."""
+    for name in data.names():
+        what, source = data.describe(name)
+        try:
+            rows = data.load(name, data_dir)
+            there = f"{len(rows.train.x)} + {len(rows.test.x)} rows of {rows.train.x.shape[1]}"
+        except InputError as error:
+            missing = "found none" in str(error) or "no data folder" in str(error) or "existing folder" in str(error)
+            there = "not there" if missing else f"damaged: {error}"
+        click.echo(f"{name:<16}{what}\n{'':<16}{there}; source: {source}")
+    click.echo("\nA file or folder of your own: --data FILE.npz, .npy, .csv or .parquet, or a folder of images.")
+
+
+@click.command(name="recipes")
+@click.argument("word", required=False)
+def recipes_command(word: str | None) -> None:
+    """List the recipes with their model, data, epochs and note; with WORD, those in whose name it occurs."""
+    for name in recipes.names():
+        if word is None or word in name:
+            recipe = recipes.get(name)
+            labels = f", {recipe.labels} labels" if recipe.labels else ""
+            click.echo(f"{name:<30}{recipe.model['name']} on {recipe.data}{labels}, {recipe.epochs} epochs; {recipe.note}")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgmfast import recipes, train
+from dgmfast import data, recipes, train
 from dgmfast.cli.group import DATA_DIR, DEVICE, THREADS, click
 from dgmfast.errors import InputError
 from dgmfast.files import parse_json
@@ -18,7 +18,17 @@ from dgmfast.runs import holds_run, is_main
 @click.argument("name", metavar="[RECIPE_OR_MODEL]", required=False)
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
 @click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint.")
-@click.option("--data", "dataset", help="Train on this data set instead of the recipe's.")
+@click.option(
+    "--data",
+    "dataset",
+    help="Train on this data set, .npz, .npy, .csv or .parquet file, or folder of images, not on the recipe's.",
+)
+@click.option("--label-column", help="For a .csv or .parquet file: the column of labels.")
+@click.option("--split", help="For a file: the fractions of training, validation and test rows [0.8,0.1,0.1].")
+@click.option(
+    "--kind", type=click.Choice(["binary", "grey", "levels", "real"]), help="For a file: what x holds [from its values]."
+)
+@click.option("--normalize/--no-normalize", default=None, help="For a file: normalise each column [for kind real].")
 @DATA_DIR
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
@@ -43,6 +53,10 @@ def train_command(
     folder: Path | None,
     resume: bool,
     dataset: str | None,
+    label_column: str | None,
+    split: str | None,
+    kind: str | None,
+    normalize: bool | None,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -57,6 +71,14 @@ def train_command(
     """
     shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed, "objective.k": k}
     changes = {path: value for path, value in shortcuts.items() if value is not None} | parse_settings(settings)
+    own = {"label_column": label_column, "split": _fractions(split), "kind": kind, "normalize": normalize}
+    own = {option: value for option, value in own.items() if value is not None}
+    if own and not (dataset and data.is_path(dataset)):
+        given = ", ".join(f"--{option.replace('_', '-')}" for option in own)
+        raise InputError(f"{given} must come with --data and the path of a file or folder; got {dataset or 'no --data'}")
+    if dataset and data.is_path(dataset):
+        dataset = str(Path(dataset).absolute())
+        changes["data_options"] = own
     recipe = recipes.resolve(name, dataset) if name else None
     if folder is None:
         if recipe is None:
@@ -79,6 +101,16 @@ def train_command(
         if is_main():
             click.echo(f"\nInterrupted; continue from the last checkpoint with: dgmfast train --out {folder} --resume", err=True)
         raise
+
+
+def _fractions(text: str | None) -> list[float] | None:
+    """The fractions that --split names."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--split must be three fractions, such as 0.8,0.1,0.1; got {text!r:.50}") from None
 
 
 PYTHON_VALUES = {"True": True, "False": False, "None": None}

@@ -43,6 +43,8 @@ class Dataset:
         full_shape: (C, H, W) of the full images that `pixels` refers to.
         scale: [D], the divisor of dequantised levels, or None for 1.
         labelled: int64 indices of the training rows that the published experiment labels, or None.
+        normalization: Mean and standard deviation [D] of the original columns, if x holds (column − mean) / std; else None.
+        class_names: What the classes 0, 1, … are called, or None.
 
     Raises:
         InputError: The kind is unknown, or a value of x does not fit it.
@@ -60,6 +62,8 @@ class Dataset:
     full_shape: tuple[int, int, int] | None = None  # (C, H, W) of the full images
     scale: Tensor | None = None  # [D]: divisor of dequantised levels; None: 1
     labelled: Tensor | None = None  # int64 indices of the training rows that the published experiment labels; None: any
+    normalization: tuple[Tensor, Tensor] | None = None  # mean and std [D] of the columns before they were normalised
+    class_names: tuple[str, ...] | None = None  # what the classes 0, 1, … are called
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

@@ -24,8 +24,10 @@ def default_dir() -> Path | None:
     return Path(value) if value else None
 
 
-def locate(dataset: str, data_dir: str | os.PathLike[str] | None, folder: str, *names: str, hint: str = "") -> Path:
-    """The path of the first of `names` that exists in `data_dir/folder` or in `data_dir`.
+def locate(
+    dataset: str, data_dir: str | os.PathLike[str] | None, folders: str | tuple[str, ...], *names: str, hint: str = ""
+) -> Path:
+    """The path of the first of `names` that exists in one of `folders` in `data_dir`, or in `data_dir` itself.
 
     Raises:
         InputError: There is no data folder, or none of the files is in it.
@@ -35,11 +37,12 @@ def locate(dataset: str, data_dir: str | os.PathLike[str] | None, folder: str, *
         raise InputError(f"load({dataset!r}): no data folder given; pass data_dir (--data-dir) or set DGMFAST_DATA_DIR{hint}")
     if not root.is_dir():
         raise InputError(f"load({dataset!r}): data_dir must be an existing folder; got {root}{hint}")
-    for place in (root / folder, root):
+    folders = (folders,) if isinstance(folders, str) else folders
+    for place in (*(root / folder for folder in folders), root):
         for name in names:
             if (place / name).is_file():
                 return place / name
-    raise InputError(f"load({dataset!r}): expected {' or '.join(names)} in {root / folder} or {root}; found none{hint}")
+    raise InputError(f"load({dataset!r}): expected {' or '.join(names)} in {root / folders[0]} or {root}; found none{hint}")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,8 +1,10 @@
-"""MNIST in grey levels, and Larochelle's fixed binarisation of it."""
+"""MNIST in grey levels, Larochelle's fixed binarisation of it, and the data sets in MNIST's format."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgmfast.data.dataset import Dataset, Split
-from dgmfast.data.files import grey_rows, label_rows, locate, read_npz
+from dgmfast.data.files import grey_rows, label_rows, locate, read_bytes, read_npz
 from dgmfast.data.idx import read_idx
 from dgmfast.errors import InputError
 
@@ -21,6 +23,23 @@ MD5 = {  # md5 of the uncompressed bytes, because copies differ in their compres
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+GZ_MD5 = {  # md5 of the published .gz files, whose uncompressed bytes have none
+    "fashion-mnist": {
+        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    "kmnist": {
+        "train-images-idx3-ubyte": "bdb82020997e1d708af4cf47b453dcf7",
+        "train-labels-idx1-ubyte": "e144d726b3acfaa3e44228e80efcd344",
+        "t10k-images-idx3-ubyte": "5c965bf0a639b31b8f53240b1b52f4d7",
+        "t10k-labels-idx1-ubyte": "7320c461ea6c1c855c0b718fb2a4b134",
+    },
+}
+SHAPES = [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)]
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 STATIC_ROWS = {"train": 50000, "valid": 10000, "test": 10000}
 STATIC_PACKED = "binarized_mnist_packed.npz"
 PIXELS = 784
@@ -29,8 +48,63 @@ KEPT = 444
 
 
 def mnist_file(data_dir: str | os.PathLike[str] | None, name: str) -> Path:
-    """The path of the idx file `name`. The .gz comes first, because download_mnist writes it."""
-    return locate("mnist", data_dir, FOLDER, f"{name}.gz", name, hint="; dgmfast.data.download_mnist(dir) fetches it")
+    """The path of MNIST's idx file `name`. The .gz comes first, because download_mnist writes it."""
+    return idx_file("mnist", data_dir, name, (FOLDER, "MNIST/raw"), "; dgmfast.data.download_mnist(dir) fetches it")
+
+
+def idx_file(dataset: str, data_dir: str | os.PathLike[str] | None, name: str, folders: tuple[str, ...], hint: str = "") -> Path:
+    """The path of the idx file `name`, gzipped or not, also under the name `train-images.idx3-ubyte` of some unzip programs.
+
+    It is looked for in `folders` of the data folder, of which torchvision's is one, and in the data folder itself.
+    """
+    dotted = name.replace("-idx", ".idx")
+    return locate(dataset, data_dir, folders, f"{name}.gz", name, dotted, f"{dotted}.gz", hint=hint)
+
+
+def _load_like_mnist(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    folders: tuple[str, ...],
+    class_names: tuple[str, ...],
+    md5: Mapping[str, str],
+) -> Dataset:
+    """A data set of four idx files of MNIST's shapes. The md5 of a .gz file is checked."""
+    arrays = []
+    for (file, digest), shape in zip(md5.items(), SHAPES, strict=True):
+        path = idx_file(name, data_dir, file, folders)
+        if path.suffix == ".gz" and (got := hashlib.md5(read_bytes(path), usedforsecurity=False).hexdigest()) != digest:
+            raise InputError(f"{path}: expected md5 {digest}, of the published file of {name}; got {got}")
+        array = read_idx(path)
+        if array.shape != shape or (array.ndim == 1 and array.max() >= len(class_names)):
+            raise InputError(f"{path}: expected {list(shape)} of {name}; got {list(array.shape)} up to {array.max()}")
+        arrays.append(array)
+    train, test = (Split(grey_rows(x), label_rows(y)) for x, y in (arrays[:2], arrays[2:]))
+    return Dataset(name, train, None, test, (1, 28, 28), "grey", len(class_names), note="", class_names=class_names)
+
+
+def load_fashion_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Fashion-MNIST: 60000 training and 10000 test rows of 784 grey levels, with 10 classes.
+
+    Reads the four idx files from the folder fashion-mnist, or from torchvision's FashionMNIST/raw. The md5 of a .gz file is
+    checked; files that are not compressed are checked for their shapes. Source: Xiao, Rasul and Vollgraf (2017).
+
+    Raises:
+        InputError: A file is missing, damaged, or not the published one.
+    """
+    folders = "fashion-mnist", "fashion", "FashionMNIST/raw"
+    return _load_like_mnist("fashion-mnist", data_dir, folders, CLOTHES, GZ_MD5["fashion-mnist"])
+
+
+def load_kmnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Kuzushiji-MNIST: 60000 training and 10000 test rows of 784 grey levels, with 10 classes.
+
+    Reads the four idx files from the folder kmnist, or from torchvision's KMNIST/raw. Checks as for `load_fashion_mnist`. Source:
+    Clanuwat et al. (2018).
+
+    Raises:
+        InputError: A file is missing, damaged, or not the published one.
+    """
+    return _load_like_mnist("kmnist", data_dir, ("kmnist", "KMNIST/raw"), KUZUSHIJI, GZ_MD5["kmnist"])
 
 
 def load_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:

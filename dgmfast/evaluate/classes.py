@@ -28,6 +28,7 @@ def class_probabilities(model: LabelModel, x: Tensor, k: int = 10, seed: int = 0
     """
     if not isinstance(model, LabelModel):
         raise InputError(f"class_probabilities: model must have labels; got {type(model).__name__}")
+    x = model.rows(x)
     model.check("class_probabilities", x, None)
     chosen: dict[str, Any] = {} if by is None else {"by": by}
     return in_blocks(model, x, lambda part, first: model.classify(part, k, seed, first_row=first, **chosen))
@@ -43,6 +44,7 @@ def classification_error(model: LabelModel, x: Tensor, y: Tensor, k: int = 10, s
     """
     if not isinstance(y, Tensor):
         raise InputError(f"classification_error: y must be the labels of the rows; got {type(y).__name__}")
+    x = model.rows(x)
     model.check("classification_error", x, y)
     wrong = class_probabilities(model, x, k, seed, by).argmax(1) != y
     return 100.0 * wrong.double().mean().item()

@@ -122,6 +122,7 @@ def log_likelihood(
         InputError: k or chunk is below 1, the tolerance is not positive, x or y has a wrong shape, dtype or device, or a value of
             the data or a weight is not finite (the message names the row and the term).
     """
+    x = model.rows(x)
     check_arguments(model, x, k, y, chunk, tolerance)
     sampling, rows = ImportanceSampling(k, seed, curve_points(k), tolerance, chunk), RowResults()
     with progress_bar(len(x) * k, progress) as bar:

@@ -19,6 +19,7 @@ def kl_units(model: GenerativeModel, x: Tensor, seed: int = 0) -> dict[str, Tens
     Raises:
         InputError: The model does not take x.
     """
+    x = model.rows(x)
     model.check("kl_units", x, None)
     label: Label = SampledLabel() if model.num_classes else None
 

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Callable
 
 from dgmfast.errors import InputError
 from dgmfast.models.adgm import ADGM
@@ -21,6 +22,7 @@ from dgmfast.models.potential import Potential
 from dgmfast.models.sdgm import SDGM
 from dgmfast.models.terms import Elbo, Encoding, Label, Latent, Terms
 from dgmfast.models.vae import VAE
+from dgmfast.plugins import load_plugins
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "vae": VAE,
@@ -39,6 +41,45 @@ MODELS: dict[str, type[GenerativeModel]] = {
 }
 
 
+def register(name: str) -> Callable[[type[GenerativeModel]], type[GenerativeModel]]:
+    """Class decorator: make a model available as models.create(`name`), and to recipes and the command line.
+
+    The module must be imported where the name is used: by `dgmfast --import MODULE`, or by an entry point of the group
+    "dgmfast.plugins" in the package that holds it.
+
+    Raises:
+        InputError: The class is not a GenerativeModel, or the name is taken by another one.
+    """
+
+    def add(kind: type[GenerativeModel]) -> type[GenerativeModel]:
+        if not (isinstance(kind, type) and issubclass(kind, GenerativeModel)):
+            raise InputError(f"register: expected a subclass of GenerativeModel; got {kind!r:.60}")
+        known = MODELS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise InputError(f"register: {name!r} must be a new name; it is that of {known.__module__}.{known.__qualname__}")
+        MODELS[name] = kind
+        return kind
+
+    return add
+
+
+def registered_name(kind: type[GenerativeModel]) -> str | None:
+    """The name under which `create` knows a class of models, or None."""
+    return next((name for name, known in MODELS.items() if known is kind), None)
+
+
+def find(name: str) -> type[GenerativeModel] | None:
+    """The class of the model called `name`, or None. Plugins are imported if it is not known without them."""
+    if isinstance(name, str) and name not in MODELS:
+        load_plugins()
+    return MODELS.get(name)
+
+
+def unknown_name(name: object) -> str:
+    """A sentence about a name that no model has."""
+    return f"model must be one of {', '.join(MODELS)}; got {name!r}"
+
+
 def create(name: str, **overrides: object) -> GenerativeModel:
     """Create the model called `name` with the thesis's defaults, except for `overrides`.
 
@@ -49,8 +90,8 @@ def create(name: str, **overrides: object) -> GenerativeModel:
     Raises:
         InputError: There is no such model or setting, a setting is out of range, or the layers do not fit into memory.
     """
-    if name not in MODELS:
-        raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+    if find(name) is None:
+        raise InputError(unknown_name(name))
     known = list(inspect.signature(MODELS[name]).parameters)
     wrong = [setting for setting in overrides if setting not in known]
     if wrong:
@@ -96,4 +137,8 @@ __all__ = [
     "SparseSum",
     "Terms",
     "create",
+    "find",
+    "register",
+    "registered_name",
+    "unknown_name",
 ]

@@ -14,8 +14,10 @@ reshape it if they need to.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,35 @@ class GenerativeModel(nn.Module):
     x_dim: int
     num_classes: int | None = None
     output: OutputDistribution
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Keep the arguments, from which a run folder can make the model again (see `settings`)."""
+        model = super().__new__(cls)
+        model.__dict__["_arguments"] = arguments, named
+        return model
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments with which the model was made, by name. Those that were left out are not in it."""
+        arguments, named = self.__dict__["_arguments"]
+        return dict(inspect.signature(type(self)).bind(*arguments, **named).arguments)
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Label = None,
+        beta: float = 1.0,
+        k: int = 1,
+        seed: Seed = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Elbo:
+        """The same as `elbo`."""
+        return self.elbo(x, y, beta, k, seed, generator=generator)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x as rows [B, x_dim]; images [B, C, H, W] and [B, H, W] are flattened."""
+        flat = isinstance(x, Tensor) and x.dim() > 2 and math.prod(x.shape[1:]) == self.x_dim
+        return x.flatten(1) if flat else x
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         """Compute everything that depends on x [B, D] (and y [B]) alone, once per x.
@@ -170,6 +201,7 @@ class GenerativeModel(nn.Module):
         Raises:
             InputError: The model does not take x or y, or k is below 1.
         """
+        x = self.rows(x)
         self.check("log_weights", x, y)
         check_count("log_weights", "k", k)
         noise = Noise.of("log_weights", seed, generator, x.device, first_row, first_sample)
@@ -198,6 +230,7 @@ class GenerativeModel(nn.Module):
         Raises:
             InputError: The model does not take x or y, or k is below 1.
         """
+        x = self.rows(x)
         self.check("elbo", x, y)
         check_count("elbo", "k", k)
         terms = self.draw(self.encode(x, y), x, k, Noise.of("elbo", seed, generator, x.device), y)
@@ -214,6 +247,7 @@ class GenerativeModel(nn.Module):
         progress: Callable[[int, int], None] | None = None,
         *,
         generator: torch.Generator | None = None,
+        draw_x: bool = False,
     ) -> Tensor:
         """Draw n samples from the model, [n, D]: the mean of p(x | latents), or x drawn pixel by pixel if p is autoregressive.
 
@@ -224,6 +258,7 @@ class GenerativeModel(nn.Module):
             temperature: Divides the logits of autoregressive pixels; must be 1 for other models.
             progress: Called with the number of finished rows of pixels and the total number of rows.
             generator: Source of the seed; by default torch's own generator.
+            draw_x: If true, draw x from p(x | latents) instead of giving its mean. Autoregressive pixels are always drawn.
 
         Raises:
             InputError: n is negative, the model does not take y, or the temperature is not 1 for a model without autoregressive
@@ -235,7 +270,10 @@ class GenerativeModel(nn.Module):
         if temperature != 1.0 and not self.autoregressive:
             raise InputError(f"sample: temperature is of autoregressive pixels, and must be 1 without; got {temperature}")
         noise = Noise.of("sample", seed, generator, device)
-        return self.mean_or_sample(self.prior(n, noise, y), noise, temperature, progress)
+        h = self.prior(n, noise, y)
+        if draw_x:
+            return self.output.sample(h, noise, temperature, progress).squeeze(1)
+        return self.mean_or_sample(h, noise, temperature, progress)
 
     @property
     def autoregressive(self) -> bool:
@@ -255,14 +293,16 @@ class GenerativeModel(nn.Module):
     def reconstruct(
         self, x: Tensor, y: Tensor | None = None, seed: Seed = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The mean of p(x | latents), [B, D], with the latents (and the label, unless y is given) drawn once from q.
+        """The mean of p(x | latents), of the shape of x, with the latents (and the label, unless y is given) drawn once from q.
 
         If p is autoregressive, it is the mean of each pixel given the latents and the pixels of x before it.
 
         Raises:
             InputError: The model does not take x or y.
         """
-        return self.output.mean(self._posterior("reconstruct", x, y, seed, generator).decoded, x.unsqueeze(1)).squeeze(1)
+        rows = self.rows(x)
+        decoded = self._posterior("reconstruct", rows, y, seed, generator).decoded
+        return self.output.mean(decoded, rows.unsqueeze(1)).squeeze(1).view(x.shape)
 
     @torch.no_grad()
     def latent_means(
@@ -273,7 +313,7 @@ class GenerativeModel(nn.Module):
         Raises:
             InputError: The model does not take x or y.
         """
-        terms = self._posterior("latent_means", x, y, seed, generator)
+        terms = self._posterior("latent_means", self.rows(x), y, seed, generator)
         return {name: latent.q[0].squeeze(1) for name, latent in terms.latents.items()}
 
     def _posterior(self, caller: str, x: Tensor, y: Tensor | None, seed: Seed, generator: torch.Generator | None) -> Terms:

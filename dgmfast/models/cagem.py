@@ -42,6 +42,8 @@ class CaGeM(LabelModel):
         InputError: A setting is unknown or out of range.
     """
 
+    clusters = True
+
     def __init__(
         self,
         x_dim: int = 784,
@@ -126,6 +128,7 @@ class CaGeM(LabelModel):
         """Class probabilities, [B, Y]. "cascade" gives p(y|x) of eq. 4.32; any other `by` is that of `LabelModel.classify`."""
         if by != "cascade":
             return super().classify(x, k, seed, by, first_row, generator=generator)
+        x = self.rows(x)
         self.check("classify", x, None)
         check_count("classify", "k", k)
         noise = Noise.of("classify", seed, generator, x.device, first_row)

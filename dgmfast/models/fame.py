@@ -116,6 +116,7 @@ class FAME(Ladder):
         """
         if without not in ("z", "x"):
             raise InputError(f"masked_reconstruct: without must be z or x; got {without!r}")
+        x = self.rows(x)
         decoded = self._posterior("masked_reconstruct", x, None, seed, generator).decoded
         seen = x.unsqueeze(1)
         return self.output.mean(decoded * 0.0, seen).squeeze(1) if without == "z" else self.output.mean(decoded).squeeze(1)

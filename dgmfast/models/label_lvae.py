@@ -29,6 +29,8 @@ class LabelLVAE(LabelModel):
         num_classes: Number of labels, or of clusters if there are no labels.
     """
 
+    clusters = True
+
     def __init__(
         self,
         x_dim: int = 784,

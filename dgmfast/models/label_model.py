@@ -29,6 +29,7 @@ class LabelModel(GenerativeModel):
     """
 
     num_classes: int
+    clusters = False  # True if the label means something without labels: it is then a cluster
 
     def __init__(self, num_classes: int, class_prior: str | Sequence[float] = "uniform") -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class LabelModel(GenerativeModel):
         Raises:
             InputError: `by` is unknown, k is below 1, or the model does not take x.
         """
+        x = self.rows(x)
         self.check("classify", x, None)
         check_count("classify", "k", k)
         if by not in ("q", "p", "both"):

@@ -13,7 +13,7 @@ from dgmfast.models.checks import check_flags, check_sizes
 from dgmfast.models.noise import Gaussian, Noise
 from dgmfast.models.terms import Encoding, Label, Latent
 from dgmfast.models.vae import HierarchicalVAE
-from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP
+from dgmfast.nn import MLP, ConditionalMLP, GaussianHead, GaussianMLP, RowWise
 
 
 def upward_layers(
@@ -24,11 +24,13 @@ def upward_layers(
     batch_norm: bool,
     head: str,
     norm_head: bool,
+    encoder: nn.Module | None = None,
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
     """Create the MLPs and the heads of `climb`. An MLP without layers passes d on unchanged."""
     up, heads = nn.ModuleList(), nn.ModuleList()
     for widths, size in zip(hidden, latent, strict=True):
-        mlp = MLP(n_in, widths, activation, batch_norm)
+        given = encoder if not up else None
+        mlp: MLP | RowWise = MLP(n_in, widths, activation, batch_norm) if given is None else RowWise(given, n_in, "encoder")
         n_in = mlp.n_out
         up.append(mlp)
         heads.append(GaussianHead(n_in, size, head, norm_head))
@@ -97,14 +99,16 @@ class LVAE(Ladder):
         head: str = "softplus",
         batch_norm: bool = True,
         norm_heads: bool = True,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_sizes(x_dim, latent, hidden)
         check_flags(batch_norm=batch_norm, norm_heads=norm_heads)
         self.x_dim, self.latent = x_dim, tuple(latent)
         layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head, "norm_head": norm_heads}
-        self.up, self.q = upward_layers(x_dim, latent, hidden, **layers)
-        self._add_mlps_of_p(hidden, likelihood, layers)
+        self.up, self.q = upward_layers(x_dim, latent, hidden, **layers, encoder=encoder)
+        self._add_mlps_of_p(hidden, likelihood, layers, decoder)
 
 
 class AuxiliaryLVAE(LVAE):

@@ -59,6 +59,7 @@ class PixelCNN(GenerativeModel):
         Raises:
             InputError: The model does not take x.
         """
+        x = self.rows(x)
         self.check("log_prob", x, None)
         return self.output.log_prob(x.new_zeros(x.shape[0], 0), x)
 
@@ -101,6 +102,7 @@ class PixelCNN(GenerativeModel):
         Raises:
             InputError: The model does not take `observed`, or `keep` has a wrong shape or dtype.
         """
+        observed = self.rows(observed)
         self.check("complete", observed, None)
         n, image = observed.shape[0], self.output.image
         try:

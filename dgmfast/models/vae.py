@@ -12,7 +12,7 @@ from dgmfast.models.base import GenerativeModel, abstract_method
 from dgmfast.models.checks import check_flags, check_sizes
 from dgmfast.models.noise import Noise
 from dgmfast.models.terms import Encoding, Label, Latent, Terms
-from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, decode, fused_modules, lookup
+from dgmfast.nn import MLP, OUTPUTS, GaussianMLP, RowWise, decode, fused_modules, lookup
 
 
 class HierarchicalVAE(GenerativeModel):
@@ -45,13 +45,19 @@ class HierarchicalVAE(GenerativeModel):
             z, _ = noise.gaussian(self.p[i](z), 1, stream=i)
         return self.decoder(z)
 
-    def _add_mlps_of_p(self, hidden: Sequence[Sequence[int]], likelihood: str, layers: dict[str, Any]) -> None:
-        """Add p and the decoder as MLPs with the widths of q's MLPs in reverse order, and add the output."""
+    def _add_mlps_of_p(
+        self, hidden: Sequence[Sequence[int]], likelihood: str, layers: dict[str, Any], decoder: nn.Module | None
+    ) -> None:
+        """Add p and the decoder, MLPs with the widths of q's in reverse order unless a decoder is given; and add the output."""
         z = self.latent
         self.p = nn.ModuleList(GaussianMLP(z[i], hidden[i][::-1], z[i - 1], **layers) for i in range(1, len(z)))
-        decoder = MLP(z[0], hidden[0][::-1], layers["activation"], layers["batch_norm"])
-        self.decoder = decoder
-        self.output = lookup("likelihood", likelihood, OUTPUTS)(decoder.n_out, self.x_dim, layers["head"])
+        p_x: MLP | RowWise = (
+            MLP(z[0], hidden[0][::-1], layers["activation"], layers["batch_norm"])
+            if decoder is None
+            else RowWise(decoder, z[0], "decoder")
+        )
+        self.decoder = p_x
+        self.output = lookup("likelihood", likelihood, OUTPUTS)(p_x.n_out, self.x_dim, layers["head"])
 
 
 class VAE(HierarchicalVAE):
@@ -70,6 +76,8 @@ class VAE(HierarchicalVAE):
         head: "log_var" or "softplus" (see `nn.GaussianHead`).
         batch_norm: If true, normalise the layers of the MLPs.
         norm_heads: If true, normalise the mean and variance layers of the latents too (App. B).
+        encoder: A module [N, x_dim] -> [N, ...] to use instead of the MLP from x to the mean and log-variance layers of z₁.
+        decoder: A module [N, latent[0]] -> [N, ...] to use instead of the MLP from z₁ to the last layer of p(x|z₁).
 
     Raises:
         InputError: A setting is unknown or out of range.
@@ -85,6 +93,8 @@ class VAE(HierarchicalVAE):
         head: str = "log_var",
         batch_norm: bool = False,
         norm_heads: bool = False,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_sizes(x_dim, latent, hidden)
@@ -93,8 +103,11 @@ class VAE(HierarchicalVAE):
         layers: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "head": head, "norm_head": norm_heads}
         sizes = (x_dim, *latent)
         # q[i] is q(z_{i+1} | z_i), with z_0 = x.
-        self.q = nn.ModuleList(GaussianMLP(sizes[i], hidden[i], sizes[i + 1], **layers) for i in range(len(latent)))
-        self._add_mlps_of_p(hidden, likelihood, layers)
+        first = None if encoder is None else RowWise(encoder, x_dim, "encoder")
+        self.q = nn.ModuleList(
+            GaussianMLP(sizes[i], hidden[i], sizes[i + 1], **layers, mlp=None if i else first) for i in range(len(latent))
+        )
+        self._add_mlps_of_p(hidden, likelihood, layers, decoder)
 
     def encode(self, x: Tensor, y: Label = None) -> Encoding:
         """The mean and log-variance of q(z₁|x)."""

@@ -12,8 +12,8 @@ from dgmfast.nn.heads import (
     rename_parameters,
 )
 from dgmfast.nn.masked_conv import CausalLayer, MaskedConv2d
-from dgmfast.nn.mlp import ACTIVATIONS, MLP, ConditionalMLP, LabelLinear, activate, glorot, lookup
-from dgmfast.nn.outputs import OUTPUTS, BernoulliOutput, GaussianOutput, OutputDistribution
+from dgmfast.nn.mlp import ACTIVATIONS, MLP, ConditionalMLP, LabelLinear, RowWise, activate, glorot, lookup
+from dgmfast.nn.outputs import OUTPUTS, BernoulliOutput, GaussianOutput, OutputDistribution, register_output
 from dgmfast.nn.pixel_output import PixelOutput
 from dgmfast.nn.pixel_sampling import sample_pixels
 from dgmfast.nn.pixelcnn import PixelCNNDecoder, PixelCNNOutput, image_of
@@ -41,6 +41,7 @@ __all__ = [
     "PixelCNNOutput",
     "PixelOutput",
     "RowBatchNorm",
+    "RowWise",
     "activate",
     "decode",
     "frozen_statistics",
@@ -51,6 +52,7 @@ __all__ = [
     "log_softplus",
     "lookup",
     "normalises",
+    "register_output",
     "rename_parameters",
     "sample_pixels",
 ]

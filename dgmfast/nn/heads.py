@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmfast.nn.batch_norm import RowBatchNorm
-from dgmfast.nn.mlp import MLP, ConditionalMLP, lookup
+from dgmfast.nn.mlp import MLP, ConditionalMLP, RowWise, lookup
 
 
 def log_softplus(a: Tensor) -> Tensor:
@@ -77,6 +77,7 @@ class GaussianMLP(nn.Module):
         batch_norm: If true, normalise the hidden layers.
         head: "log_var" or "softplus" (see `GaussianHead`).
         norm_head: If true, normalise the layers of the head too.
+        mlp: A module to use instead of the MLP, with its output's size as `n_out` (see `RowWise`), or None.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class GaussianMLP(nn.Module):
         batch_norm: bool = False,
         head: str = "log_var",
         norm_head: bool = False,
+        mlp: RowWise | None = None,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(n_in, hidden, activation, batch_norm)
+        self.mlp = MLP(n_in, hidden, activation, batch_norm) if mlp is None else mlp
         self.gaussian = GaussianHead(self.mlp.n_out, n_out, head, norm_head)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dgmfast import ops
 from dgmfast.errors import InputError
 from dgmfast.nn.batch_norm import RowBatchNorm, folded_linear
 from dgmfast.nn.plain import is_plain
+from dgmfast.plugins import load_plugins
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -46,14 +47,53 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 
 def lookup(argument: str, value: str, table: dict[str, Callable]) -> Callable:
-    """Return table[value].
+    """Return table[value]. Plugins may add to the table (see `plugins`).
 
     Raises:
         InputError: `value` is not a key of the table. The message names `argument` and lists the keys.
     """
+    if isinstance(value, str) and value not in table:
+        load_plugins()
     if not isinstance(value, str) or value not in table:
         raise InputError(f"{argument} must be one of {', '.join(table)}; got {value!r}")
     return table[value]
+
+
+class RowWise(nn.Module):
+    """Apply a module for rows [N, n_in] to any leading dimensions, and flatten its output: [..., n_in] -> [..., n_out].
+
+    Args:
+        module: The module. A convolutional one begins with nn.Unflatten(1, (C, H, W)).
+        n_in: Size of its input.
+        argument: What an error calls the module.
+
+    Raises:
+        InputError: The module cannot be called with [2, n_in], or gives something else than a tensor with two rows.
+    """
+
+    def __init__(self, module: nn.Module, n_in: int, argument: str) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise InputError(f"{argument} must be an nn.Module; got {type(module).__name__}")
+        self.module = module
+        parameter = next(module.parameters(), torch.zeros(()))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                training = module.training
+                out = module.eval()(parameter.new_zeros(2, n_in))
+                module.train(training)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{argument} must take rows [N, {n_in}]; called with [2, {n_in}] it raised: {reason}") from error
+        if not isinstance(out, Tensor) or out.dim() < 2 or len(out) != 2:
+            got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"{argument} must give a tensor [N, ...] for rows [N, {n_in}]; got {got} for [2, {n_in}]")
+        self.n_out = math.prod(out.shape[1:])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., n_in] -> [..., n_out]."""
+        rows: Tensor = self.module(h.flatten(0, -2))
+        return rows.view(*h.shape[:-1], self.n_out)
 
 
 def _is_affine(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmfast import ops
+from dgmfast.errors import InputError
 from dgmfast.nn.heads import GaussianHead
 from dgmfast.nn.pixelcnn import OUTPUT_STREAM, PixelCNNOutput
 from dgmfast.nn.plain import is_plain
@@ -140,3 +141,30 @@ OUTPUTS: dict[str, Callable[..., OutputDistribution]] = {
     "gaussian": GaussianOutput,
     "pixelcnn": PixelCNNOutput,
 }
+
+
+def register_output(name: str) -> Callable[[type], type]:
+    """Class decorator: make an output distribution available to every model as likelihood=`name`.
+
+    The class takes (n_in, x_dim, head) and has the methods of `OutputDistribution`.
+
+    Raises:
+        InputError: The name is taken by another class, or a method is missing.
+    """
+
+    def add(kind: type) -> type:
+        missing = [method for method in ("log_prob", "mean", "sample", "init_mean") if not callable(getattr(kind, method, None))]
+        missing += [field for field in ("support", "autoregressive") if not hasattr(kind, field)]
+        if missing:
+            raise InputError(f"register_output: {kind.__name__} must have {', '.join(missing)}; see nn.OutputDistribution")
+        if name in OUTPUTS and not _same(OUTPUTS[name], kind):
+            raise InputError(f"register_output: {name!r} must be a new name; it is that of {OUTPUTS[name]}")
+        OUTPUTS[name] = kind
+        return kind
+
+    return add
+
+
+def _same(one: Any, other: type) -> bool:
+    """True if both are the same class, or one is the other after its module was loaded again."""
+    return bool(one.__module__ == other.__module__ and one.__qualname__ == other.__qualname__)

@@ -14,6 +14,7 @@ parents counts as a gradient through the samples.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,6 +51,14 @@ class EncodedBatch:
         return self.model.draw(self.encoding, self.x, k, noise, self.y)
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` for a caller that may be compiled. Its hooks and second pass cannot be compiled, so torch.compile leaves it out.
+
+    Importing the compiler takes a second, so it is not imported where nothing is compiled.
+    """
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
 @dataclass(frozen=True)
 class ImportanceWeighted:
     """The bound (1/m) Σ log (1/k) Σ w^β over m groups of k samples, with the gradient of an estimator.
@@ -72,7 +81,6 @@ class ImportanceWeighted:
     weight_filter: float = 0.0
     running_statistics: bool = False
 
-    @torch.compiler.disable  # hooks and a second pass cannot be compiled
     def bound(self, rows: EncodedBatch, noise: Noise, log: Callable[[Terms], Log]) -> tuple[Tensor, Log]:
         """The bound of each row, [B] in nats, and the mean of `log` over the samples.
 
@@ -83,6 +91,9 @@ class ImportanceWeighted:
                 or with a weight filter; a weight filter is used with dropout; or x requires a gradient, with a chunk or an
                 estimator other than iwae.
         """
+        return _uncompiled(ImportanceWeighted._bound)(self, rows, noise, log)
+
+    def _bound(self, rows: EncodedBatch, noise: Noise, log: Callable[[Terms], Log]) -> tuple[Tensor, Log]:
         model = rows.model
         if model.num_classes and not isinstance(rows.y, Tensor) and (self.estimator != "iwae" or self.weight_filter):
             raise InputError("a label that is summed over needs the estimator iwae and no weight_filter")

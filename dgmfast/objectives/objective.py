@@ -173,8 +173,10 @@ class Objective:
         Raises:
             InputError: The model does not take the rows (see GenerativeModel.check), or does not fit this objective.
         """
+        x = model.rows(x)
         model.check("loss", x, y)
         if labelled is not None:
+            labelled = labelled._replace(x=model.rows(labelled.x))
             model.check("loss: labelled", labelled.x, labelled.y)
         return self.unchecked_loss(model, x, y, beta, seed_or_drawn("loss", seed, None, x.device), first_row, labelled, shares)
 

@@ -18,6 +18,7 @@ from dgmfast import models
 from dgmfast.errors import InputError
 from dgmfast.objectives import Objective
 
+OWN_DATA = "data.npz"  # the file in a run folder that holds data which was given as tensors
 BURDA_STAGES = 8
 BURDA_EPOCHS = 3280  # Σ_{i<8} 3^i
 RENAMED = {"max_norm": "grad_clip_norm"}  # settings that had another name in earlier versions
@@ -70,7 +71,7 @@ class Recipe:
     Args:
         name: The name of the recipe, by default also of the run folder.
         model: The model's "name" and its settings. x_dim follows from the data, as does num_classes if labels are used.
-        data: A name that `data.load` knows.
+        data: A name or a path that `data.load` takes; or `OWN_DATA`, for data that lies in the run folder.
         objective: What training maximises.
         learning_rate: Adam's learning rate.
         betas: Adam's betas, in [0, 1).
@@ -88,6 +89,7 @@ class Recipe:
         binarize: If true, draw new binary images from grey levels, or new noise on integer levels, in every epoch.
         eval_every: Number of epochs between evaluations of L_1 on the validation split (else on the test split).
         note: What a reader should know, such as the published result.
+        data_options: If `data` is a path, the arguments of data.from_file by name.
 
     Raises:
         InputError: A setting has the wrong type or is out of range.
@@ -112,13 +114,15 @@ class Recipe:
     binarize: bool = True
     eval_every: int = 1
     note: str = ""
+    data_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
             # A copy that equals what is read back from a file.
-            object.__setattr__(self, "model", json.loads(json.dumps(self.model, allow_nan=False)))
+            for settings in ("model", "data_options"):
+                object.__setattr__(self, settings, json.loads(json.dumps(getattr(self, settings), allow_nan=False)))
         except (TypeError, ValueError) as error:
-            raise InputError(f"model must hold what JSON can hold; got {self.model!r} ({error})") from error
+            raise InputError(f"{settings} must hold what JSON can hold; got {getattr(self, settings)!r} ({error})") from error
         if not isinstance(self.model, dict) or not isinstance(self.model.get("name"), str):
             raise InputError(f"model must be a dict with the model's name under 'name'; got {self.model!r}")
         for name, kind in get_type_hints(Recipe).items():

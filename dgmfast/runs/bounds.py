@@ -102,7 +102,7 @@ def evaluate_bounds(
     part, of_part = x[begin:end], y[begin:end] if isinstance(y, Tensor) else y
     kept = None
     if partial is not None:
-        of_rows = {"x": tensor_digest(part), "y": _told(of_part), "rows": [begin, end]}
+        of_rows = {"x": tensor_digest(part), "y": _identify(of_part), "rows": [begin, end]}
         of_model = {"model": tensor_digest(model.state_dict()), **partial[1]}
         kept = EvaluationCheckpoint(partial[0], {**of_model, **of_rows, **asdict(sampling), "chunk": None})
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def evaluate_bounds(
     return Bounds(several, seconds, kept)
 
 
-def _told(y: Label) -> str:
+def _identify(y: Label) -> str:
     """A text that identifies the labels."""
     return tensor_digest(y) if isinstance(y, Tensor) else repr(y)
 

@@ -24,10 +24,11 @@ from dgmfast.errors import InputError
 from dgmfast.files import make_folder, parse_json, write_atomically
 from dgmfast.models import GenerativeModel
 from dgmfast.nn import rename_parameters
-from dgmfast.recipes import Recipe
+from dgmfast.recipes import OWN_DATA, Recipe
 
 CONFIG, STATE, EXPORT, METRICS, FIGURES = "config.json", "state.pt", "model.safetensors", "metrics.jsonl", "figures"
 FORMAT = 2
+GIVEN = "given_as_object"  # in recipe.model: the model cannot be made from its settings
 STATE_KEYS = frozenset({"format", "recipe", "environment", "epoch", "step", "model", "optimizer", "metrics_bytes", "digest"})
 TEST_SEED = 20150901  # seed of the one binarisation of every test set, the same for every model
 
@@ -168,6 +169,21 @@ def stored_recipe(folder: Path, state: dict[str, Any]) -> Recipe:
         raise InputError(f"{folder / STATE}: expected the settings of a run; got {error}") from error
 
 
+def stored_changes(folder: Path, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings that changed when the run was resumed before. Checkpoints of earlier versions have none.
+
+    Raises:
+        InputError: The checkpoint has something else in their place.
+    """
+    try:
+        changes = parse_json(state.get("changes", "[]"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / STATE}: expected the changes of a run's settings; got {error}") from error
+    if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+        raise InputError(f"{folder / STATE}: expected the changes of a run's settings; got {changes!r:.50}")
+    return changes
+
+
 def _check_state(path: Path, state: dict[str, Any]) -> None:
     """Raise InputError unless every field of a checkpoint has the type with which it was saved."""
     wrong = [name for name in ("epoch", "step", "metrics_bytes") if type(state[name]) is not int or state[name] < 0]
@@ -197,8 +213,8 @@ def check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tens
             raise InputError(f"{path}: expected the parameters of this run's model; got {got} called {name}")
         value, own = found[name], expected[name]
         if value.shape != own.shape or value.dtype != own.dtype:
-            told = f"{own.dtype} {list(own.shape)}; got {value.dtype} {list(value.shape)}"
-            raise InputError(f"{path}: expected the parameters of this run's model, {name} of {told}")
+            expected_tensor = f"{own.dtype} {list(own.shape)}; got {value.dtype} {list(value.shape)}"
+            raise InputError(f"{path}: expected the parameters of this run's model, {name} of {expected_tensor}")
         if not value.isfinite().all():
             raise InputError(f"{path}: expected finite parameters; got {name} with a value that is not")
 
@@ -234,24 +250,37 @@ def export_parameters(folder: Path, tensors: dict[str, Tensor], epoch: int) -> N
 
     tensors = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     # A single entry, because safetensors writes several entries in any order, and a resumed run must end with the same bytes.
-    told = {"dgmfast": json.dumps({"epoch": epoch, "blake2b": tensor_digest(tensors)})}
-    write_atomically(folder / EXPORT, save(tensors, told))
+    metadata = {"dgmfast": json.dumps({"epoch": epoch, "blake2b": tensor_digest(tensors)})}
+    write_atomically(folder / EXPORT, save(tensors, metadata))
 
 
-def write_config(folder: Path, recipe: Recipe, environment: dict[str, Any], dataset: data.Dataset) -> None:
-    """Write config.json.
+def write_config(
+    folder: Path, recipe: Recipe, environment: dict[str, Any], dataset: data.Dataset, changes: list[dict[str, Any]]
+) -> None:
+    """Write config.json. `changes` are the settings that changed when the run was resumed.
 
     Raises:
         InputError: The file cannot be written.
     """
     config: dict[str, Any] = {"recipe": recipe.to_dict(), "image_shape": dataset.image_shape, "environment": environment}
+    if changes:
+        config["changes"] = changes
+    if is_own(recipe):
+        config["data_digest"] = data_digest(dataset)
+    if dataset.normalization is not None:
+        config["normalization"] = [t.tolist() for t in dataset.normalization]
     if dataset.pixels is not None:
         config |= {"pixels": dataset.pixels.tolist(), "full_shape": dataset.full_shape}
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
+def open_run(folder: str | Path, device: str | torch.device = "cpu", model: GenerativeModel | None = None) -> Run:
     """Read a run's model from config.json and model.safetensors, in evaluation mode.
+
+    Args:
+        folder: The run folder.
+        device: The device of the model.
+        model: A model of the same class and sizes, for a run whose model cannot be made from its settings.
 
     Raises:
         InputError: The folder is not a run, or a file in it is damaged.
@@ -267,7 +296,7 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Run:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{folder / CONFIG}: expected the settings of a run; got {reason}") from error
-    model = create_model(recipe)
+    model = create_model(recipe) if model is None else model
     epoch = _import(folder / EXPORT, model)
     return Run(folder, recipe, model.to(device).eval(), image_shape, epoch)
 
@@ -290,26 +319,79 @@ def _import(path: Path, model: GenerativeModel) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            told = parse_json((file.metadata() or {}).get("dgmfast", "{}"))
+            metadata = parse_json((file.metadata() or {}).get("dgmfast", "{}"))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: expected the parameters of this run's model; got {reason}") from error
     digest = tensor_digest({name: tensors[name] for name in sorted(tensors)})
     rename_parameters(tensors)
     check_tensors(path, tensors, model.state_dict())
-    epoch = told.get("epoch", 0) if isinstance(told, dict) else told
-    if not isinstance(told, dict) or type(epoch) is not int or not 0 <= epoch < 1 << 40:
+    epoch = metadata.get("epoch", 0) if isinstance(metadata, dict) else metadata
+    if not isinstance(metadata, dict) or type(epoch) is not int or not 0 <= epoch < 1 << 40:
         raise InputError(f"{path}: expected the number of epochs that were trained; got {epoch!r:.50}")
-    if told.get("blake2b", digest) != digest:  # a file from another program may have no digest
+    if metadata.get("blake2b", digest) != digest:  # a file from another program may have no digest
         raise InputError(f"{path}: expected the parameters that were written; got others, so the file is damaged")
     model.load_state_dict(tensors)
     return epoch
 
 
+def short_name(recipe: Recipe) -> str:
+    """What titles and file names call the recipe's data."""
+    return recipe.name if recipe.data == OWN_DATA else Path(recipe.data).stem if data.is_path(recipe.data) else recipe.data
+
+
+def is_own(recipe: Recipe) -> bool:
+    """True if the recipe's data are a user's own, in a file or in the run folder."""
+    return recipe.data == OWN_DATA or data.is_path(recipe.data)
+
+
+def data_digest(dataset: data.Dataset) -> str:
+    """A digest of the training rows and their labels."""
+    return tensor_digest([dataset.train.x, dataset.train.y])
+
+
+def load_dataset(recipe: Recipe, folder: Path | None = None, data_dir: str | Path | None = None) -> data.Dataset:
+    """The data set of a recipe. That of a run of own data must be what it was in training.
+
+    Args:
+        recipe: The recipe.
+        folder: The run folder, if there is a run.
+        data_dir: The folder of the known data sets.
+
+    Raises:
+        InputError: The data cannot be read, or have changed.
+    """
+    if recipe.data == OWN_DATA:
+        if folder is None:
+            raise InputError(f"data must be a name or a path, because there is no run folder; got {OWN_DATA}")
+        dataset = data.load_saved(folder / OWN_DATA)
+    else:
+        dataset = data.load(recipe.data, data_dir, recipe.data_options)
+    if folder is not None and is_own(recipe):
+        try:
+            digest = parse_json((folder / CONFIG).read_text()).get("data_digest")
+        except (OSError, ValueError, AttributeError):
+            digest = None  # Whoever needs config.json reports that it is damaged.
+        if digest is not None and digest != data_digest(dataset):
+            raise InputError(f"{recipe.data} must hold the rows that {folder} was trained on; it has changed since")
+    return dataset
+
+
 def create_model(recipe: Recipe) -> GenerativeModel:
     """The untrained model of a recipe."""
     settings = dict(recipe.model)
-    return models.create(settings.pop("name"), **settings)
+    name = settings.pop("name")
+    if settings.pop(GIVEN, False):
+        raise InputError(
+            f"the model {name} was given as an object that its settings do not describe: give it again, as "
+            "dgmfast.load_run(folder, model=…)"
+        )
+    if models.find(name) is None:
+        raise InputError(
+            f"{models.unknown_name(name)}; a model of your own must be registered (models.register) in a module that is imported "
+            "(dgmfast --import MODULE)"
+        )
+    return models.create(name, **settings)
 
 
 def fixed_split(dataset: data.Dataset, split: str, binarize: bool) -> data.Split:

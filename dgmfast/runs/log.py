@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dgmfast.data import Dataset
 from dgmfast.errors import InputError
 from dgmfast.files import parse_json
+from dgmfast.models import GenerativeModel
 from dgmfast.recipes import Recipe
-from dgmfast.runs.folder import CONFIG, METRICS
+from dgmfast.runs.folder import CONFIG, METRICS, load_dataset, open_run
 
 Record = dict[str, Any]  # the metrics of one epoch
 EVALUATION = "evaluation.json"
@@ -36,6 +40,53 @@ class RunLog:
         if self.evaluation.get("split") != "test" or self.evaluation.get("labels") == "given":
             return {}
         return {int(name.removeprefix("L_")): bound["nats"] for name, bound in self.evaluation.get("bounds", {}).items()}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What `load_run` reads from a run folder.
+
+    Args:
+        folder: The run folder.
+        model: The trained model, in evaluation mode.
+        recipe: The settings of the experiment.
+        metrics: The record of each epoch: "epoch", "elbo" and other numbers, in nats per row or percent.
+        evaluation: What `dgmfast evaluate` wrote last for the test split; empty if it was not run.
+        epoch: Number of epochs that were trained when the model was written.
+    """
+
+    folder: Path
+    model: GenerativeModel
+    recipe: Recipe
+    metrics: list[Record]
+    evaluation: dict[str, Any]
+    epoch: int
+
+    def dataset(self, data_dir: str | Path | None = None) -> Dataset:
+        """The data that the run was trained on.
+
+        Raises:
+            InputError: The data cannot be read, or have changed since.
+        """
+        return load_dataset(self.recipe, self.folder, data_dir)
+
+
+def load_run(folder: str | Path, device: str | torch.device = "cpu", model: GenerativeModel | None = None) -> TrainedRun:
+    """Read a run: its model, settings, metrics and evaluation. No code of the folder is run.
+
+    Args:
+        folder: The run folder.
+        device: The device of the model.
+        model: A model of the same class and sizes. It is needed only if the run was trained on a model object that its settings
+            do not describe, such as one with an encoder that was given as a module.
+
+    Raises:
+        InputError: The folder is not a run, or a file in it is damaged.
+    """
+    run = open_run(folder, device, model)
+    metrics = run.folder / METRICS
+    records = read_metrics(metrics) if metrics.exists() and metrics.stat().st_size else []
+    return TrainedRun(run.folder, run.model, run.recipe, records, _read_evaluation(run.folder), run.epoch)
 
 
 def read_metrics(path: str | Path) -> list[Record]:
@@ -98,16 +149,20 @@ def read_run(folder: str | Path) -> RunLog:
         InputError: The folder is not a run with at least one epoch, or a file in it is damaged.
     """
     folder = Path(folder)
-    recipe, records = read_recipe(folder), read_metrics(folder / METRICS)
+    return RunLog(folder, read_recipe(folder), read_metrics(folder / METRICS), _read_evaluation(folder))
+
+
+def _read_evaluation(folder: Path) -> dict[str, Any]:
+    """The content of evaluation.json, or an empty dict if there is none."""
     path = folder / EVALUATION
-    evaluation: dict[str, Any] = {}
-    if path.exists():
-        try:
-            evaluation = parse_json(path.read_text())
-            _check_evaluation(evaluation)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: expected the bounds that `dgmfast evaluate` writes; got {error}") from error
-    return RunLog(folder, recipe, records, evaluation)
+    if not path.exists():
+        return {}
+    try:
+        evaluation: dict[str, Any] = parse_json(path.read_text())
+        _check_evaluation(evaluation)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected the bounds that `dgmfast evaluate` writes; got {error}") from error
+    return evaluation
 
 
 def _check_evaluation(evaluation: Any) -> None:

@@ -1,5 +1,8 @@
-"""Training: fit a recipe, or resume a run."""
+"""Training: one call for any model and data, fitting a recipe, and resuming a run."""
 
-from dgmfast.train.loop import fit, resume
+from dgmfast.train import front
+from dgmfast.train.loop import OnEpoch, ScalarLogger, fit, resume
 
-__all__ = ["fit", "resume"]
+fit_model = front.fit
+
+__all__ = ["OnEpoch", "ScalarLogger", "fit", "fit_model", "resume"]

@@ -15,14 +15,16 @@ A checkpoint at the end of an epoch therefore needs no generator state.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ from dgmfast.evaluate import classification_error, kl_units
 from dgmfast.files import disk_errors
 from dgmfast.models import GenerativeModel, LabelModel
 from dgmfast.objectives import Objective
-from dgmfast.recipes import Recipe
+from dgmfast.recipes import OWN_DATA, Recipe
 from dgmfast.runs import (
     STATE,
     Group,
@@ -44,6 +46,8 @@ from dgmfast.runs import (
     fixed_split,
     holds_run,
     initialise,
+    is_main,
+    load_dataset,
     load_state,
     never_trained,
     parallel,
@@ -51,6 +55,7 @@ from dgmfast.runs import (
     resolve_device,
     run_environment,
     save_state,
+    stored_changes,
     stored_recipe,
     warn_if_changed,
     write_config,
@@ -64,9 +69,20 @@ EVALUATION_ROWS = 1000
 INTACT = "the last checkpoint is intact"
 
 
+OnEpoch = Callable[[GenerativeModel, dict[str, Any]], object]
+
+
+class ScalarLogger(Protocol):
+    """What `fit` needs of a logger. A torch.utils.tensorboard.SummaryWriter has it."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Keep the value of `tag` in epoch `global_step`."""
+        ...
+
+
 def fit(
     recipe: Recipe,
-    folder: str | Path,
+    folder: str | Path | None,
     *,
     dataset: data.Dataset | None = None,
     data_dir: str | Path | None = None,
@@ -75,6 +91,9 @@ def fit(
     checkpoint_minutes: float = 1.0,
     progress: bool = True,
     figures: bool = True,
+    model: GenerativeModel | None = None,
+    on_epoch: OnEpoch | Sequence[OnEpoch] = (),
+    logger: ScalarLogger | None = None,
 ) -> GenerativeModel:
     """Train the model of `recipe` in a new run folder, and return it in evaluation mode.
 
@@ -83,7 +102,7 @@ def fit(
 
     Args:
         recipe: The experiment.
-        folder: The run folder. It may not hold a run that has trained an epoch.
+        folder: The run folder, or None to write no files. It may not hold a run that has trained an epoch.
         dataset: The data to train on, instead of reading `recipe.data` from `data_dir`.
         data_dir: The folder of the data sets; by default that of DGMFAST_DATA_DIR.
         device: "cpu" or "cuda".
@@ -91,32 +110,55 @@ def fit(
         checkpoint_minutes: Number of minutes between checkpoints.
         progress: If true, show the progress on stderr.
         figures: If true, draw the figures of the run at the end.
+        model: A model to train, with its present parameters as the initial ones, instead of making the recipe's.
+        on_epoch: A function, or several, that are called with the model and the record of the log at the end of every epoch. If
+            one returns True, training stops after this epoch; the run can be resumed.
+        logger: Gets every number of the record, by add_scalar(name, value, epoch).
 
     Raises:
         InputError: The folder holds a run already, the data or a setting is wrong, a loss is not finite, or the disk is full.
     """
-    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    options = _Options(folder, device, checkpoint_every, checkpoint_minutes, progress, figures, on_epoch, logger)
     with _session(options) as group:
 
         def check_folder() -> None:
+            if options.folder is None:
+                return
             if holds_run(options.folder) and not never_trained(options.folder):
                 raise InputError(f"{folder} holds a run already: continue it with --resume, or name another folder")
 
         group.broadcast_from_rank0(check_folder)
-        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
+        dataset = load_dataset(recipe, None, data_dir) if dataset is None else dataset
         recipe = _complete(recipe, dataset)
         x_dim = dataset.train.x.shape[1]
         if recipe.model["x_dim"] != x_dim:
             raise InputError(f"model.x_dim must be {x_dim}, the size of a row of {dataset.name}; got {recipe.model['x_dim']!r}")
-        return _Training(recipe, dataset, group, options, None).run()
+        _warn_of_labels(recipe, dataset)
+        return _Training(recipe, dataset, group, options, None, model).run()
+
+
+def _warn_of_labels(recipe: Recipe, dataset: data.Dataset) -> None:
+    """Warn if a model that classifies is trained without the labels that the data set has."""
+    kind = models.MODELS.get(recipe.model["name"], GenerativeModel)
+    if recipe.labels == 0 and issubclass(kind, LabelModel) and not kind.clusters and dataset.train.y is not None and is_main():
+        warnings.warn(
+            f"{recipe.model['name']} is trained without labels, so its classes mean nothing; set labels to the number of "
+            f"training rows whose label it may use, such as labels={10 * (dataset.classes or 1)} and labelled_batch=50",
+            stacklevel=3,
+        )
 
 
 def _complete(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """The recipe with the settings that follow from the data: the size of x, and the number of classes if labels are used."""
+    """The recipe with the settings that follow from the data, unless it has them.
+
+    They are the size of x, the number of classes if labels are used, and a Gaussian likelihood for numbers outside [0, 1].
+    """
     follows: dict[str, Any] = {"x_dim": dataset.train.x.shape[1]}
     kind = models.MODELS.get(recipe.model["name"], GenerativeModel)
     if recipe.labels and dataset.classes is not None and issubclass(kind, LabelModel):
         follows["num_classes"] = dataset.classes
+    if dataset.kind in ("levels", "real") and "likelihood" in inspect.signature(kind).parameters:
+        follows["likelihood"] = "gaussian"
     return replace(recipe, model={**follows, **recipe.model})
 
 
@@ -131,6 +173,9 @@ def resume(
     checkpoint_minutes: float = 1.0,
     progress: bool = True,
     figures: bool = True,
+    model: GenerativeModel | None = None,
+    on_epoch: OnEpoch | Sequence[OnEpoch] = (),
+    logger: ScalarLogger | None = None,
 ) -> GenerativeModel:
     """Continue a run from its last checkpoint, and return the model.
 
@@ -138,8 +183,8 @@ def resume(
 
     Args:
         folder: The run folder.
-        changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs. Other settings cannot
-            change.
+        changes: {"epochs": n} extends the run, unless its schedule is scaled to the number of epochs. "learning_rate" and
+            settings of the schedule change what the remaining epochs do; config.json says so. Other settings cannot change.
         dataset: As for `fit`, like the arguments below.
         data_dir: The folder of the data sets.
         device: "cpu" or "cuda".
@@ -147,16 +192,29 @@ def resume(
         checkpoint_minutes: Number of minutes between checkpoints.
         progress: If true, show the progress on stderr.
         figures: If true, draw the figures of the run at the end.
+        model: A model of the same class and sizes, for a run whose model was given as an object.
+        on_epoch: As for `fit`.
+        logger: As for `fit`.
 
     Raises:
         InputError: The folder holds no run, its checkpoint is damaged, `changes` asks for more than that, or as for `fit`.
     """
-    options = _Options(Path(folder), device, checkpoint_every, checkpoint_minutes, progress, figures)
+    folder = Path(folder)
+    options = _Options(folder, device, checkpoint_every, checkpoint_minutes, progress, figures, on_epoch, logger)
     with _session(options) as group:
-        state = group.broadcast_from_rank0(lambda: load_state(options.folder))
-        recipe = _continued(stored_recipe(options.folder, state), changes or {}, state["epoch"])
-        dataset = data.load(recipe.data, data_dir) if dataset is None else dataset
-        return _Training(recipe, dataset, group, options, state).run()
+        state = group.broadcast_from_rank0(lambda: load_state(folder))
+        stored = stored_recipe(folder, state)
+        recipe = _continued(stored, changes or {}, state["epoch"])
+        state["changes"] = stored_changes(folder, state) + _record_of_changes(stored, recipe, state["epoch"])
+        dataset = load_dataset(recipe, folder, data_dir) if dataset is None else dataset
+        return _Training(recipe, dataset, group, options, state, model).run()
+
+
+def _record_of_changes(stored: Recipe, recipe: Recipe, epoch: int) -> list[dict[str, Any]]:
+    """What changes after `epoch` epochs, as config.json keeps it."""
+    before, after = stored.to_dict(), recipe.to_dict()
+    names = [name for name in before if before[name] != after[name]]
+    return [{"after_epoch": epoch, "setting": name, "from": before[name], "to": after[name]} for name in names]
 
 
 def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe:
@@ -169,11 +227,14 @@ def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe
     if wanted == stored:
         return stored
     before, after = stored.to_dict(), wanted.to_dict()
-    changed = [name for name in before if before[name] != after[name] and name != "epochs"]
+    free = ("epochs", "learning_rate", "schedule")
+    changed = [name for name in before if before[name] != after[name] and name not in free]
     if changed:
         changes_wanted = ", ".join(f"{name} from {before[name]!r} to {after[name]!r}" for name in changed)
-        raise InputError(f"a resumed run keeps its settings, except for epochs; it cannot change {changes_wanted}")
-    if stored.schedule.name == "burda":
+        raise InputError(
+            f"a resumed run keeps its settings, except for epochs, learning_rate and schedule; it cannot change {changes_wanted}"
+        )
+    if stored.schedule.name == "burda" and wanted.schedule == stored.schedule and wanted.epochs != stored.epochs:
         raise InputError(
             f"the burda schedule is scaled to the run's {stored.epochs} epochs; for {wanted.epochs}, begin a new run"
         )
@@ -185,13 +246,29 @@ def _continued(stored: Recipe, changes: Mapping[str, Any], epoch: int) -> Recipe
 class _Options:
     """The options of training that do not change the trained parameters."""
 
-    def __init__(self, folder: Path, device: str, every: int | None, minutes: float, progress: bool, figures: bool) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None,
+        device: str,
+        every: int | None,
+        minutes: float,
+        progress: bool,
+        figures: bool,
+        on_epoch: OnEpoch | Sequence[OnEpoch],
+        logger: ScalarLogger | None,
+    ) -> None:
         if every is not None:
             check_count("train", "checkpoint_every", every)
         if not minutes > 0.0:
             raise InputError(f"checkpoint_minutes must be above 0; got {minutes}")
-        self.folder, self.device = folder, resolve_device(device)
+        self.folder, self.device = None if folder is None else Path(folder), resolve_device(device)
         self.every, self.seconds, self.progress, self.figures = every, 60.0 * minutes, progress, figures
+        functions = [on_epoch] if callable(on_epoch) else on_epoch
+        if not isinstance(functions, Sequence) or not all(map(callable, functions)):
+            raise InputError(f"on_epoch must be a function or a list of functions; got {on_epoch!r:.60}")
+        self.on_epoch, self.logger = list(functions), logger
+        if logger is not None and not callable(getattr(logger, "add_scalar", None)):
+            raise InputError(f"logger must have the method add_scalar; got {type(logger).__name__}")
 
 
 @contextmanager
@@ -206,11 +283,17 @@ class _Training:
     """A training run: its state between two epochs, and the methods that advance it."""
 
     def __init__(
-        self, recipe: Recipe, dataset: data.Dataset, group: Group, options: _Options, state: dict[str, Any] | None
+        self,
+        recipe: Recipe,
+        dataset: data.Dataset,
+        group: Group,
+        options: _Options,
+        state: dict[str, Any] | None,
+        given: GenerativeModel | None = None,
     ) -> None:
         self.recipe, self.dataset, self.group, self.options = recipe, dataset, group, options
         torch.manual_seed(derive_seed(recipe.seed, "init"))
-        model = create_model(recipe)
+        model = create_model(recipe) if given is None else given
         train = _finite(dataset.train, dataset.name)
         self.labelled = LabelledRows(recipe, dataset, model, options.device) if recipe.labels else None
         unlabelled = train.x if self.labelled is None else train.x[self.labelled.others]
@@ -229,9 +312,10 @@ class _Training:
         self.bound_x, self.bound_labels = fixed.x.to(options.device), fixed.y
         self.error_name = f"{split}_error"
         if state is not None:
+            assert options.folder is not None
             check_tensors(options.folder / STATE, state["model"], model.state_dict())
             model.load_state_dict(state["model"])
-        else:
+        elif given is None or recipe.start_from or recipe.start_at_mean:
             initialise(model, recipe, self.x)
         recipe.objective.check(model.to(options.device), self.bound_x, self.labelled is not None)
         self._check_values(model, dataset.train.x, "train")
@@ -243,7 +327,11 @@ class _Training:
         )
         self.epoch, self.step, self.metrics_bytes = 0, 0, 0
         self.environment = run_environment(options.device, group.size)
+        self.changes: list[dict[str, Any]] = []
+        self.stopped = False
         if state is not None:
+            assert options.folder is not None
+            self.changes = state["changes"]
             _load_optimizer(self.optimizer, list(model.parameters()), state["optimizer"]["state"], options.folder / STATE)
             self.epoch, self.step, self.metrics_bytes = state["epoch"], state["step"], state["metrics_bytes"]
             if group.rank == 0:
@@ -259,25 +347,21 @@ class _Training:
             model.check_values(f"{split} split of {self.dataset.name}", part, first)
 
     def run(self) -> GenerativeModel:
-        """Train until the last epoch. The first process writes the run folder."""
-        if self.group.rank > 0:
-            while self.epoch < self.recipe.epochs:
-                self._train_epoch(None)
-            return self.model.eval()
+        """Train until the last epoch. The first process writes the run folder, if there is one."""
         folder = self.options.folder
+        if self.group.rank > 0 or folder is None:
+            self._train(None)
+            return self.model.eval()
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with Metrics(folder, self.metrics_bytes, self.epoch, self.step) as metrics:
             if not self.resumed:
-                self._save_state(metrics)  # written first, so that any begun run can be resumed
-            write_config(folder, self.recipe, self.environment, self.dataset)
+                if self.recipe.data == OWN_DATA:
+                    data.save(self.dataset, folder / OWN_DATA)
+                self._save_state(folder, metrics)  # written first, so that any begun run can be resumed
+            write_config(folder, self.recipe, self.environment, self.dataset, self.changes)
             export_parameters(folder, self.model.state_dict(), self.epoch)
-            steps = math.ceil(len(self.x) / self.batch_size)
-            bar = Progress(self.recipe.name, self.epoch, self.recipe.epochs, steps, self.options.progress)
-            try:
-                self._train(metrics, bar)
-            finally:
-                bar.close()
+            self._train(metrics)
         self.model.eval()
         if self.options.figures:
             from dgmfast import plots
@@ -286,20 +370,40 @@ class _Training:
             plots.draw_run(folder, self.model, rows, self.dataset, split_name=self.bound_split)
         return self.model
 
-    def _train(self, metrics: Metrics, bar: Progress) -> None:
+    def _train(self, metrics: Metrics | None) -> None:
+        """Train the remaining epochs. `metrics` is None if this process writes no files."""
+        steps = math.ceil(len(self.x) / self.batch_size)
+        shown = self.options.progress and self.group.rank == 0
+        bar = Progress(self.recipe.name, self.epoch, self.recipe.epochs, steps, shown)
         saved_at = time.monotonic()
-        while self.epoch < self.recipe.epochs:
-            record = self._train_epoch(bar)
-            metrics.append(record)
-            bar.epoch(record)
-            every = self.options.every
-            due = (every is not None and self.epoch % every == 0) or self.epoch == self.recipe.epochs
-            if due or time.monotonic() - saved_at >= self.options.seconds:
-                self._save_state(metrics)
-                export_parameters(self.options.folder, self.model.state_dict(), self.epoch)
-                saved_at = time.monotonic()
+        try:
+            while self.epoch < self.recipe.epochs and not self.stopped:
+                record = self._train_epoch(bar)
+                if metrics is not None:
+                    metrics.append(record)
+                bar.epoch(record)
+                self._tell(record)
+                every = self.options.every
+                due = (every is not None and self.epoch % every == 0) or self.epoch == self.recipe.epochs or self.stopped
+                if metrics is not None and (due or time.monotonic() - saved_at >= self.options.seconds):
+                    assert self.options.folder is not None
+                    self._save_state(self.options.folder, metrics)
+                    export_parameters(self.options.folder, self.model.state_dict(), self.epoch)
+                    saved_at = time.monotonic()
+        finally:
+            bar.close()
 
-    def _train_epoch(self, bar: Progress | None) -> dict[str, Any]:
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Give the record of an epoch to the logger and to the functions of `on_epoch`, in the first process."""
+        if self.options.logger is not None and self.group.rank == 0:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self.options.logger.add_scalar(name, value, record["epoch"])
+        if self.options.on_epoch:
+            answers = self.group.broadcast_from_rank0(lambda: [f(self.model, record) is True for f in self.options.on_epoch])
+            self.stopped = any(answers)
+
+    def _train_epoch(self, bar: Progress) -> dict[str, Any]:
         """Train one epoch, and return its record for the log. The record is complete in the first process."""
         start, epoch, recipe = time.perf_counter(), self.epoch, self.recipe
         torch.manual_seed(derive_seed(recipe.seed, "torch", epoch, self.group.rank))
@@ -322,7 +426,7 @@ class _Training:
             record |= self._evaluate()
         return {**record, "seconds": round(time.perf_counter() - start, 3)}
 
-    def _steps(self, x: Tensor, beta: float, bar: Progress | None) -> dict[str, float]:
+    def _steps(self, x: Tensor, beta: float, bar: Progress) -> dict[str, float]:
         """Train on all batches of an epoch, and return the mean over its rows of each term, in nats."""
         seed, epoch = self.recipe.seed, self.epoch
         generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
@@ -352,8 +456,7 @@ class _Training:
             if len(weights) == WINDOW or step + 1 == len(batches):
                 names = ["loss", *terms]
                 sums = sums + self._close_window(torch.stack(window).view(-1, len(names)), weights, names, step)
-                if bar is not None:
-                    bar.steps(len(weights))
+                bar.steps(len(weights))
                 window, weights = [], []
         self.step += len(batches)
         loss, *means = (sums / len(x)).tolist()
@@ -394,7 +497,7 @@ class _Training:
         units = kl_units(self.model, self.bound_x[:EVALUATION_ROWS], seed)
         return record | {"kl_units": {name: [round(value, 6) for value in kl.tolist()] for name, kl in units.items()}}
 
-    def _save_state(self, metrics: Metrics) -> None:
+    def _save_state(self, folder: Path, metrics: Metrics) -> None:
         """Write the checkpoint.
 
         Raises:
@@ -406,13 +509,14 @@ class _Training:
         state = {
             "recipe": json.dumps(self.recipe.to_dict()),
             "environment": self.environment,
+            "changes": json.dumps(self.changes),
             "epoch": self.epoch,
             "step": self.step,
             "metrics_bytes": metrics.sync(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        save_state(self.options.folder, state)
+        save_state(folder, state)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[Any, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks: that a quick run measures, that a wrong contender is not timed, and what is rendered from measurements."""
+"""Tests of the benchmarks: a quick run measures, a wrong contender is not timed, and the reports show the measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = Context("cpu", 1, "default", harness.QUICK, compile=False, quick=True)
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Measurements of one machine: eager 3 times slower than ours, 2.5 times with the tuned malloc; compile wrong."""
+    """Measurements of one machine: eager is 3 times slower than ours (tuned malloc: 2.5 times), and compile is wrong."""
     rows = [row("ours", 1e-4), row("eager", 3e-4), row("eager, log_softmax", 4e-4), row("compile", None)]
     rows += [row("ours", 1e-4, malloc="tuned"), row("eager", 2.5e-4, malloc="tuned")]
     rows += [row("ours", 1e-2, case="L_5000", shape="784-200-200-50", threads=threads) for threads in (1, 2)]
@@ -32,7 +32,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    """From the command line to the file: both modes, ours and eager verified and timed, a row replaced when measured again."""
+    """A quick run must check and time ours and eager in both modes, and measuring again must replace the rows."""
     bench = [sys.executable, "-m", "bench", "--quick", "--cases", "importance_bound", "--threads", "1", "--out", str(tmp_path)]
     done = subprocess.run(bench, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -122,7 +122,7 @@ def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFi
 
 
 def test_out_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is begun when the time is over, and the exit code says so."""
+    """After the time is over no case may begin, and the exit code must say so."""
     arguments = ["worker", "--quick", "--threads", "1", "--cases", "importance_bound", "--seconds", "-1", "--out", str(tmp_path)]
     assert command.main(arguments) == command.OUT_OF_TIME
     assert capsys.readouterr().out == "out of time before importance_bound 100x5000\n"
@@ -138,7 +138,7 @@ def test_the_smaller_ratio_is_quoted(results: Path) -> None:
 
 
 def test_report(results: Path, tmp_path: Path) -> None:
-    """The README's marked part is replaced, and nothing else of it; the plot and the full tables are written."""
+    """The report must replace only the marked part of the README, and write the plot and the full tables."""
     readme, tables = tmp_path / "README.md", tmp_path / "new folder" / "tables.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     arguments = ["report", "--results", str(results), "--readme", str(readme), "--out", str(tables)]
@@ -157,7 +157,7 @@ def test_report(results: Path, tmp_path: Path) -> None:
 
 
 def test_a_few_measurements_elsewhere_leave_the_readme_s_table(results: Path) -> None:
-    """The machine with the most work is shown, and of equal ones the newest."""
+    """The report must show the machine with the most work measured and, among equals, the newest."""
     few = results / "another"
     store.replace(few, [row("ours", 1e-4, date="2027-01-01T00:00:00Z")])
     assert report.fullest(report.read(results), "cpu") == "machine"
@@ -181,7 +181,7 @@ def test_report_without_measurements(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_report_without_matplotlib(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tables need nothing but Python, so that a bare machine with a GPU can show them."""
+    """The tables must not need matplotlib, so that a bare machine with a GPU can show them."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command.main(["report", "--results", str(results), "--no-readme"]) == 0
     shown = capsys.readouterr()

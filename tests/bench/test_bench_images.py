@@ -1,4 +1,4 @@
-"""The benchmark of image models' training steps: all contenders take the same step."""
+"""Tests of the benchmark of image models: all contenders must take the same training step."""
 
 import pytest
 import torch
@@ -27,7 +27,8 @@ def test_the_eager_forms_are_the_model(name, form, channels_last):
     torch.testing.assert_close(loss, truth[0], rtol=1e-10, atol=0)
     for got, expected in zip(gradients, truth[1:], strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
-    assert not torch.equal(step()[0], loss) or name == "pixelcnn"  # later steps draw new noise
+    # Later steps draw new noise, except in the PixelCNN, which has none.
+    assert not torch.equal(step()[0], loss) or name == "pixelcnn"
 
 
 @pytest.mark.parametrize("name", image_steps.MODELS)

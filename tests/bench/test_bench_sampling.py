@@ -1,4 +1,4 @@
-"""The benchmark of sampling: its contenders draw what float64 draws, and one that does not is refused."""
+"""Tests of the sampling benchmark: contenders must draw what float64 draws, and one that does not must be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of training steps: all contenders take the same step, what it must multiply, and what ours does not store."""
+"""Tests of the training-step benchmark: contenders take the same step, multiplications are counted, ours stores no copies."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ SHARED = {
 
 
 def work(name, size=TINY):
-    """A model in float64, a batch and the first step's noise."""
+    """Returns a model in float64, a batch and the noise of the first step."""
     model, batch = steps.step_model(name, size).double(), steps.step_batch(size)
     batch = batch._replace(unlabelled=batch.unlabelled.double(), labelled=batch.labelled.double())
     return model, batch, steps.first_noise(model, batch)
 
 
 def assert_same(outputs, truth):
-    """Loss and every gradient, none of which is zero."""
+    """Asserts that the loss and every gradient agree, and that none of them is zero."""
     assert len(outputs) == len(truth) > 40
     for got, expected in zip(outputs, truth, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
@@ -59,7 +59,7 @@ def test_ours_is_the_repeated_batch(name):
 def test_our_sparse_sum_is_that_of_the_kept_labels(name):
     model, batch, eps = work(name)
     with torch.no_grad():
-        model.q_y.logits.bias.zero_()  # so that some rows keep several labels, and some fewer than all
+        model.q_y.logits.bias.zero_()  # Some rows then keep several labels, and some fewer than all.
     truth, kept = steps.float64_sparse(model, batch, eps, tau=0.6)
     assert len(batch.unlabelled) < kept < len(batch.unlabelled) * TINY.classes
     step = steps.our_step(model, batch, "sparse", tau=0.6)
@@ -91,7 +91,7 @@ def test_a_wrong_gradient_is_found():
 
 
 def test_the_timed_steps_stay_where_they_are():
-    """Every call is a step from the same parameters, with new noise after the first."""
+    """Every call must be a step from the same parameters, with new noise after the first call."""
     model, batch, eps = work("adgm")
     layout = eager_steps.shared_layout(model)
     for step in (steps.our_step(model, batch, "exact"), steps.eager_step(model, batch, eps, layout, eager_steps.shared)):
@@ -104,7 +104,7 @@ def test_the_timed_steps_stay_where_they_are():
 
 @pytest.mark.parametrize("name", steps.MODELS)
 def test_counted_multiplications(name):
-    """They are what a step performs that shares every product; ours performs no others."""
+    """The counted multiplications must be those of a step that shares every product; ours must perform no others."""
     model, batch, eps = work(name)
     expected = 2 * steps.multiplications(TINY, name, TINY.unlabelled * TINY.classes)
     step = steps.eager_step(model, batch, eps, eager_steps.shared_layout(model), eager_steps.shared)
@@ -122,7 +122,7 @@ def test_the_classifier_is_sure():
 
 
 def allocations(step, at_least, path):
-    """How many tensors of at least so many bytes a step allocates, wherever: in PyTorch's operators or in ours."""
+    """Returns how many tensors of at least `at_least` bytes a step allocates, in PyTorch's operators and in ours."""
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
@@ -133,7 +133,7 @@ def allocations(step, at_least, path):
 
 @pytest.mark.parametrize("name", steps.MODELS)
 def test_a_step_stores_no_copy_of_x_per_class(name, tmp_path):
-    """Where x is by far the widest, all that is as large as Y copies of it are the decoder's logits and their gradient."""
+    """When x is by far the widest tensor, only the logits and their gradient may be as large as Y copies of x."""
     size = replace(TINY, x_dim=500, unlabelled=30, labelled=6)
     model, batch, eps = work(name, size)
     copies = size.unlabelled * size.classes * size.x_dim * 8
@@ -143,7 +143,7 @@ def test_a_step_stores_no_copy_of_x_per_class(name, tmp_path):
     assert allocations(steps.our_step(model, batch, "sparse"), copies, tmp_path / "sparse.json") == 0
     layout = eager_steps.repeated_layout(model)
     repeated = steps.eager_step(model, batch, steps.repeated_noise(eps), layout, eager_steps.repeated)
-    assert allocations(repeated, copies, tmp_path / "repeated.json") > 4  # the test sees copies where there are any
+    assert allocations(repeated, copies, tmp_path / "repeated.json") > 4  # the test must find copies where there are some
 
 
 def test_what_is_too_much_is_not_run():
@@ -154,7 +154,7 @@ def test_what_is_too_much_is_not_run():
 
 @pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
-    """From the command line to the file, and from the file to the tables and the pictures."""
+    """A quick run must write its measurements to disk, and the report must turn them into tables and plots."""
     bench = [sys.executable, "-m", "bench", "--quick", "--cases", "steps", "classes", "--threads", "1"]
     done = subprocess.run([*bench, "--out", str(tmp_path / "results")], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A sample of the campaign of bad inputs (bad_inputs.py): every 120th case."""
+"""Runs every 120th case of the campaign of bad inputs (bad_inputs.py)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints and writes, and one line and exit code 2 for every user's error."""
+"""Tests of the command line: what it prints and writes, and one line with exit code 2 for every user error."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def run_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(run_folder, tmp_path) -> Path:
-    """A run of one's own to spoil."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(run_folder, tmp_path / "run"))
 
 
@@ -293,7 +293,7 @@ def process(*arguments, **options):
 
 
 def test_interrupted(tmp_path):
-    # a suite in a shell's background inherits that SIGINT is ignored
+    # A shell's background jobs inherit that SIGINT is ignored, so the default is restored.
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     arguments = ("train", "vae-digits", "--out", tmp_path / "run", "--epochs", 100000, "--no-figures", "--threads", 1)
     child = process(*arguments, **heard)

@@ -1,4 +1,4 @@
-"""The commands about figures, classes, tables and baselines: what they print and write, and one line for every user's error."""
+"""Tests of the commands for figures, classes, tables and baselines: their output, and one line for every user error."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def one_thread(threads):
 
 @pytest.fixture(autouse=True)
 def toy_data(monkeypatch):
-    """Every data set is the toy one, without labels under the name "bare"."""
+    """Replaces every data set by the toy one; the name "bare" gives it without test labels."""
     bare = data.Split(dataset().test.x, None)
 
     def load(name, data_dir=None):
@@ -41,7 +41,7 @@ def toy_data(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """Trained runs of a model without a label, of two with one, and of one that saw no label."""
+    """Trained runs: a model without a label, two models with labels, and a labelled model trained without labels."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
     cagem = {"name": "cagem", "hidden1": [8], "hidden2": [8], "latent": [3, 2], "num_classes": 4, "batch_norm": False}
@@ -58,7 +58,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def run(runs, tmp_path):
-    """A copy of a run, to write into."""
+    """Returns a function that copies a run, so that a test may write into it."""
     return lambda name: Path(shutil.copytree(runs[name], tmp_path / name))
 
 

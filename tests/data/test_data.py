@@ -1,4 +1,4 @@
-"""The readers, on small files in each public format, and on the real files where they are at hand (marker `data`)."""
+"""Tests of the readers on small files in each public format, and on the real files if they are available (marker `data`)."""
 
 import gzip
 import hashlib
@@ -124,7 +124,7 @@ def test_digits():
         None,
     )
     assert torch.equal(digits.train.x * 16, (digits.train.x * 16).round())
-    assert digits.train.y[:10].tolist() == [6, 5, 5, 7, 9, 9, 8, 4, 6, 8]  # the split is the same for ever
+    assert digits.train.y[:10].tolist() == [6, 5, 5, 7, 9, 9, 8, 4, 6, 8]  # the split must never change
 
     from sklearn.datasets import load_digits
 
@@ -184,7 +184,7 @@ def test_mnist_small(monkeypatch, tmp_path, folder, zipped):
 
 @pytest.fixture
 def static(monkeypatch) -> dict[str, np.ndarray]:
-    """Bits [rows, 784] per part, in place of the 70000 rows."""
+    """Random bits [rows, 784] per part, with few rows instead of 70000."""
     rows = {"train": 6, "valid": 3, "test": 2}
     monkeypatch.setattr(mnist, "STATIC_ROWS", rows)
     draw = np.random.default_rng(1)
@@ -201,7 +201,8 @@ def write_amat(folder: Path, static: dict[str, np.ndarray]) -> None:
 def test_mnist_static_small(tmp_path, static, packed, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     if packed:
-        packed = {part: np.asfortranarray(np.packbits(bits, axis=1)) for part, bits in static.items()}  # as in the real file
+        # The array is column-major, as in the real file.
+        packed = {part: np.asfortranarray(np.packbits(bits, axis=1)) for part, bits in static.items()}
         np.savez(tmp_path / folder / mnist.STATIC_PACKED, **packed)
     else:
         write_amat(tmp_path / folder, static)
@@ -275,7 +276,7 @@ def test_omniglot_small(tmp_path):
 
 
 def test_omniglot_burda_small(tmp_path):
-    """A file in Burda's format: each column is an image in MATLAB's column-major order."""
+    """A file in Burda's format must be read with each column as an image in MATLAB's column-major order."""
     from scipy.io import savemat
 
     draw = np.random.default_rng(3)
@@ -293,7 +294,7 @@ def test_omniglot_burda_small(tmp_path):
         assert split.x.is_contiguous()
         assert torch.equal(split.x.view(-1, 28, 28), torch.tensor(upright[x]).float())
         assert split.y.tolist() == labels[y].tolist()
-        # the expression of Burda's own loader
+        # This is the expression of Burda's own loader.
         burda = mat[x].T.astype("float32").reshape((-1, 28, 28)).reshape((-1, 784), order="F")
         assert torch.equal(split.x, torch.tensor(burda))
 
@@ -347,6 +348,6 @@ def test_real_omniglot(data_dir):
     omniglot = data.load("omniglot", data_dir)
     check(omniglot.train, 1623 * 15, 784, False, 50)
     check(omniglot.test, 1623 * 5, 784, False, 50)
-    assert omniglot.train.x.mean() < 0.2  # ink high
+    assert omniglot.train.x.mean() < 0.2  # ink is 1 and the background 0
     few = data.balanced_subset(omniglot.train.y, 500, 0, 50)
     assert omniglot.train.y[few].bincount().tolist() == [10] * 50  # the labels of CaGeM

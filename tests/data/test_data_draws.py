@@ -1,4 +1,4 @@
-"""Seeded draws: binarisation, dequantisation and labelled subsets."""
+"""Tests of seeded draws: binarisation, dequantisation and labelled subsets."""
 
 import math
 from dataclasses import replace
@@ -96,7 +96,8 @@ def test_redraw_of_levels_is_a_function_of_values_and_seed():
     assert torch.equal(first, data.sample_inputs(rows, levels.t().contiguous().t(), 5))  # other strides
     assert torch.equal(first, data.sample_inputs(rows, levels.double().requires_grad_(), 5))
     assert not torch.equal(first, data.sample_inputs(rows, levels, 6))
-    assert torch.allclose(first * scale, data.sample_inputs(dataset("levels", levels), levels, 5))  # without a scale: 1
+    # A data set without a scale has the scale 1.
+    assert torch.allclose(first * scale, data.sample_inputs(dataset("levels", levels), levels, 5))
     assert data.sample_inputs(rows, levels[:0], 5).shape == (0, 4)
 
 
@@ -105,7 +106,7 @@ def test_redraw_adds_uniform_noise():
     noise = data.sample_inputs(dataset("levels", levels), levels, 0).double() - 3
     assert noise.min() >= 0 and noise.max() <= 1
     assert abs(noise.mean().item() - 0.5) < 5 * math.sqrt(1 / 12 / 1e5)
-    assert abs(noise.var().item() - 1 / 12) < 5 * math.sqrt(1 / 180 / 1e5)  # 1/80 − 1/144, of (u − ½)²
+    assert abs(noise.var().item() - 1 / 12) < 5 * math.sqrt(1 / 180 / 1e5)  # 1/80 − 1/144, the variance of (u − ½)²
 
 
 @pytest.mark.parametrize("bad", [-1.0, 256.0, 0.5, math.nan, math.inf])

@@ -1,4 +1,4 @@
-"""Small NORB, on small files in the format of its binary matrices."""
+"""Tests of the reader of small NORB, on small files in the format of its binary matrices."""
 
 import gzip
 import struct
@@ -19,14 +19,14 @@ TRAIN, TEST = "smallnorb-5x46789x9x18x6x2x96x96-training", "smallnorb-5x01235x9x
 
 
 def matrix_bytes(array: np.ndarray) -> bytes:
-    """A header has three sizes at least; those beyond the number of dimensions are 1."""
+    """Returns a matrix as file content; the header has at least three sizes, and those beyond the number of dimensions are 1."""
     sizes = array.shape + (1,) * (3 - array.ndim)
     little = array.astype(array.dtype.newbyteorder("<"))
     return struct.pack(f"<Ii{len(sizes)}i", MAGIC[array.dtype.name], array.ndim, *sizes) + little.tobytes()
 
 
 def write(folder, zipped=False):
-    """Pairs [N, 2, 96, 96] and labels [N] of both splits, written as the public files hold them."""
+    """Writes pairs [N, 2, 96, 96] and labels [N] of both splits as the public files hold them, and returns them."""
     draw = np.random.default_rng(6)
     folder.mkdir(exist_ok=True)
     splits = []
@@ -41,7 +41,7 @@ def write(folder, zipped=False):
 
 
 def block_means(pairs):
-    """[N, 2, 96, 96] -> [N, 2, 32, 32] in float64."""
+    """Maps [N, 2, 96, 96] to the means of 3 × 3 blocks, [N, 2, 32, 32], in float64."""
     return torch.nn.functional.avg_pool2d(torch.from_numpy(pairs).double(), 3)
 
 
@@ -63,7 +63,7 @@ def test_matrix_round_trip(tmp_path_factory, shape, dtype, seed, zipped):
 
 
 def test_matrix_bytes_as_published(tmp_path):
-    """The first bytes of the training images are 55 4c 3d 1e, 4, 24300, 2, 96, 96."""
+    """The reader must accept the published header: the training images begin with 55 4c 3d 1e, 4, 24300, 2, 96, 96."""
     path = tmp_path / "x"
     path.write_bytes(bytes.fromhex("554c3d1e 04000000 01000000 02000000 03000000 01000000") + bytes(range(6)))
     assert norb.read_matrix(path).tolist() == [[[[0], [1], [2]], [[3], [4], [5]]]]
@@ -100,7 +100,7 @@ def test_matrix_cut_at_every_byte(tmp_path):
         (b"", ["got an empty file"]),
         (b"\x55\x4c\x3d", ["got 55 4c 3d"]),
         (b"MATLAB 5.0 MAT-file", ["expected a binary matrix", "got 4d 41 54 4c 41 42 20 35"]),
-        (struct.pack("<5i", 0x1E3D4C52, 1, 1, 1, 1) + bytes(1), ["got 52 4c 3d 1e"]),  # packed
+        (struct.pack("<5i", 0x1E3D4C52, 1, 1, 1, 1) + bytes(1), ["got 52 4c 3d 1e"]),  # the code of a packed matrix
         (struct.pack(">5i", 0x1E3D4C55, 1, 1, 1, 1) + bytes(1), ["got 1e 3d 4c 55"]),  # big-endian
         (struct.pack("<5i", 0x1E3D4C55, 0, 1, 1, 1), ["got 55 4c 3d 1e 00 00 00 00"]),
         (struct.pack("<5i", 0x1E3D4C55, -1, 1, 1, 1), ["1 to 8 dimensions", "got 55 4c 3d 1e ff ff ff ff"]),
@@ -163,7 +163,7 @@ def test_norb_levels_reach_both_ends(tmp_path):
     write(tmp_path)
     pairs = np.zeros((5, 2, 96, 96), np.uint8)
     pairs[1] = 255
-    pairs[2, :, ::3, ::3] = 4  # 4/9 falls, 5/9 rises
+    pairs[2, :, ::3, ::3] = 4  # 4/9 is rounded down, 5/9 up
     pairs[3, :, ::3, ::3] = 5
     (tmp_path / f"{TEST}-dat.mat").write_bytes(matrix_bytes(pairs))
     levels = data.load("norb", tmp_path).test.x

@@ -1,4 +1,4 @@
-"""SVHN, on small files in the format of train_32x32.mat."""
+"""Tests of the reader of SVHN, on small files in the format of train_32x32.mat."""
 
 import sys
 
@@ -15,14 +15,14 @@ ROWS = {"train": 7, "test": 3, "extra": 12}
 
 
 def write(folder, rows=ROWS, **changes):
-    """Upright images [N, 3, 32, 32] and digits [N] of each part, written as the public files hold them."""
+    """Writes upright images [N, 3, 32, 32] and digits [N] of each part as the public files hold them, and returns them."""
     draw = np.random.default_rng(4)
     folder.mkdir(exist_ok=True)
     parts = {}
     for part, count in rows.items():
         images = draw.integers(0, [[[[60]], [[150]], [[256]]]], (count, 3, 32, 32), np.uint8)
         digits = np.concatenate([np.arange(count - 1), [0]]) % 10
-        labels = np.where(digits == 0, 10, digits).astype(np.uint8)[:, None]  # 10 means 0
+        labels = np.where(digits == 0, 10, digits).astype(np.uint8)[:, None]  # the files write the digit 0 as 10
         mat = {"X": images.transpose(2, 3, 1, 0), "y": labels}
         savemat(folder / f"{part}_32x32.mat", mat, do_compression=True)
         parts[part] = images, digits
@@ -53,7 +53,7 @@ def test_svhn(monkeypatch, tmp_path, folder, extra, name):
 
     x = data.sample_inputs(digits, digits.train.x, 0)
     channels = x.double().view(-1, 3, 1024).transpose(0, 1).flatten(1)
-    assert (channels.std(1) - 1).abs().max() < 0.01  # the noise adds little
+    assert (channels.std(1) - 1).abs().max() < 0.01  # the dequantisation noise adds little
     assert (x * digits.scale - digits.train.x - 0.5).abs().max() < 0.5 + 1e-4
 
 

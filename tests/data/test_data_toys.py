@@ -1,4 +1,4 @@
-"""Toys without files, and MNIST without its dead pixels."""
+"""Tests of the toy data sets, which need no files, and of MNIST without its dead pixels."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ def test_moons():
     for split in (moons.train, moons.test):
         assert split.x.shape == (10_000, 2) and split.x.dtype == torch.float32 and split.x.is_contiguous()
         assert split.y.dtype == torch.int64 and split.y.bincount().tolist() == [5000, 5000]
-        # the distance to the half circle of the row's own class is the noise, of which one direction counts
+        # The distance from the half circle of a row's own class is the noise in the radial direction.
         x, upper = split.x.double(), split.y == 0
         radius = torch.where(upper, x.norm(dim=1), (x - torch.tensor([1.0, 0.5])).norm(dim=1))
         assert abs(radius.mean().item() - 1) < 0.01
@@ -55,8 +55,8 @@ def test_potential():
 def test_mnist_444_small(monkeypatch, tmp_path):
     draw = np.random.default_rng(0).integers
     images = draw(0, 256, (20, 28, 28), np.uint8)
-    images[:, :5] = 40  # dead
-    images[:, 27, 3] = 100 + np.tile([0, 51], 10)  # std 0.1026, with N − 1
+    images[:, :5] = 40  # dead pixels
+    images[:, 27, 3] = 100 + np.tile([0, 51], 10)  # std 0.1026 with N − 1
     images[:, 27, 4] = 100 + np.tile([0, 48], 10)  # std 0.0966
     arrays = [images, draw(0, 10, 20, np.uint8), draw(0, 256, (5, 28, 28), np.uint8), draw(0, 10, 5, np.uint8)]
     write_mnist(tmp_path / "mnist", arrays, monkeypatch)
@@ -81,7 +81,7 @@ def test_real_mnist_444(data_dir):
     assert torch.equal(reduced.train.y, mnist.train.y) and torch.equal(reduced.test.y, mnist.test.y)
     std = mnist.train.x.double().std(0)
     assert (std[reduced.pixels] >= 0.1).all() and (std >= 0.1).sum() == 444
-    assert (std - 0.1).abs().min() > 5e-4  # float32 and N or N − 1 decide nothing
+    assert (std - 0.1).abs().min() > 5e-4  # the choice of float32, or of N or N − 1, changes no pixel's side of 0.1
     again = data.full_images(reduced.pixels, reduced.full_shape, reduced.test.x)
     assert torch.equal(again.flatten(1)[:, reduced.pixels], mnist.test.x[:, reduced.pixels])
     assert again.sum() > 0.9 * mnist.test.x.sum()

@@ -1,4 +1,4 @@
-"""download_mnist against servers on the loopback interface that behave and misbehave."""
+"""Tests of download_mnist against servers on the loopback interface, correct and faulty."""
 
 import gzip
 import hashlib
@@ -23,17 +23,17 @@ FIRST = f"{NAMES[0]}.gz"
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `files`; `misbehave` takes the n-th request (from 0) and returns how it goes wrong, or ""."""
+    """Serves `files`; `misbehave` takes the number of the request, from 0, and returns the kind of fault, or "" for none."""
 
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.misbehave = lambda n: ""
-        self.requests: list[tuple[str, str | None]] = []  # (file, Range)
+        self.requests: list[tuple[str, str | None]] = []  # (file, Range header)
         self.url = f"http://127.0.0.1:{self.server_port}/mnist/"
 
     def handle_error(self, request, client_address):
-        """A client that hung up is part of the test."""
+        """Ignores clients that hang up, because they are part of the test."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ def loopback_without_proxy(monkeypatch):
 
 @pytest.fixture
 def contents(monkeypatch) -> dict[str, bytes]:
-    """Uncompressed idx files of 100 kB that stand in for MNIST's."""
+    """Uncompressed idx files of 100 kB in place of MNIST's."""
     raw = {}
     for seed, name in enumerate(NAMES):
         raw[name] = struct.pack(">HBBI", 0, 8, 1, 100_000) + np.random.default_rng(seed).bytes(100_000)
@@ -205,7 +205,8 @@ def test_part_that_is_whole_or_too_long(tmp_path, files, start, extra):
     fetch(tmp_path, mirror)
     assert found(tmp_path) == whole(files)
     asked = [wanted for name, wanted in mirror.requests if name == FIRST]
-    assert asked == [f"bytes={len(files[FIRST]) + extra}-"] + [None] * (extra > 0)  # 416, then from the start
+    # After status 416 the download starts again from the beginning.
+    assert asked == [f"bytes={len(files[FIRST]) + extra}-"] + [None] * (extra > 0)
 
 
 def test_part_of_another_compression_is_fetched_anew(tmp_path, files, start, contents):
@@ -244,12 +245,12 @@ def test_wrong_content_then_the_next_mirror(tmp_path, files, start, which):
     bad, good = start(files | {FIRST: wrong_contents(files)[which]}), start(files)
     fetch(tmp_path, bad, good)
     assert found(tmp_path) == whole(files)
-    assert len(bad.requests) == 1 and good.requests[0] == (FIRST, None)  # nothing of the wrong file was kept
+    assert len(bad.requests) == 1 and good.requests[0] == (FIRST, None)  # no byte of the wrong file was kept
 
 
 def test_all_mirrors_fail_with_one_error_and_nothing_left(tmp_path, files, start):
     wrong, missing = start({FIRST: b"<html>"}), start({})
-    with socket.socket() as closed:  # bound, not listening: connections are refused
+    with socket.socket() as closed:  # The socket is bound but does not listen, so connections are refused.
         closed.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(InputError) as failure:
@@ -275,7 +276,7 @@ def test_damaged_file_is_replaced_and_sound_plain_file_kept(tmp_path, files, sta
 
 
 def test_load_reads_what_was_downloaded(tmp_path, start, monkeypatch):
-    """The same names, folder and checksums serve both functions."""
+    """The download and the loader must use the same names, folder and checksums."""
     served = {}
     for name, shape in zip(NAMES, ([4, 28, 28], [4], [2, 28, 28], [2]), strict=True):
         raw = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + bytes(int(np.prod(shape)))
@@ -358,7 +359,7 @@ def test_a_length_that_no_file_has(length, tmp_path, files, start, monkeypatch):
 
 
 def test_a_server_that_drips_is_left(tmp_path, files, start, monkeypatch):
-    """A byte now and then outlives any timeout between two bytes."""
+    """A server that sends a byte now and then must be left, although no single wait reaches a timeout."""
     monkeypatch.setattr(download, "MOST_SECONDS", 0.3)
     drips = start(files)
     finish = Handler.do_GET

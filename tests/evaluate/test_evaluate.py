@@ -1,4 +1,4 @@
-"""log_likelihood: constant in memory, bit-equal at any chunk, honest error bars."""
+"""Tests of log_likelihood: constant memory, bit-equal results for any chunk size, and correct standard errors."""
 
 import math
 import os
@@ -137,7 +137,7 @@ def test_a_non_finite_weight_names_its_row_and_term():
 
 
 def test_memory_does_not_grow_with_k():
-    """The peak memory of a process at K = 20 000 against that at K = 500."""
+    """The peak memory of a process at K = 20 000 must be near that at K = 500."""
     script = (
         "import resource, sys, torch; from dgmfast import evaluate, models; torch.manual_seed(0);"
         "m = models.create('vae'); x = (torch.rand(2, 784) < 0.5).float();"
@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_k():
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peak = [int(subprocess.check_output([sys.executable, "-c", script, str(k)], cwd="/")) for k in (500, 20000)]
-    assert peak[1] < peak[0] + 8 * 1024  # KiB; one [2, 20000, 784] tensor of logits alone would take 122 500
+    assert peak[1] < peak[0] + 8 * 1024  # in KiB; a single [2, 20000, 784] tensor of logits would take 122 500
 
 
 def test_mean_over_the_set():
@@ -155,7 +155,7 @@ def test_mean_over_the_set():
 
 
 def test_active_units_are_those_above_the_threshold():
-    """A unit is active if its mean KL over the rows is above 0.01 nat."""
+    """A unit must count as active if its mean KL over the rows is above 0.01 nat."""
     units = {"z1": torch.tensor([0.5, 0.01, 0.011]), "z2": torch.tensor([-0.2, 0.0])}
     assert evaluate.active_units(units) == {"z1": 2, "z2": 0}
     assert evaluate.active_units(units, 0.1) == {"z1": 1, "z2": 0}

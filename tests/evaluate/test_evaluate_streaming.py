@@ -1,4 +1,4 @@
-"""What log_likelihood does besides estimating: the K-curve, k̂ and its warning, a tolerance, and its way out without memory."""
+"""Tests of log_likelihood beyond the estimate: the K-curve, k̂ and its warning, tolerances, and running out of memory."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def test_the_curve_does_not_depend_on_the_chunk():
 
 
 def test_a_million_samples():
-    """The standard normal prior is the posterior: every weight is p(x)."""
+    """A million samples of a model whose prior is its posterior, so that every weight is p(x), must give log p(x)."""
     model, x = make(latent=(1,), hidden=((2,),)), binary(1, 12)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -70,7 +70,7 @@ def test_models_with_a_label_have_a_curve_too(variant, y):
 
 
 def shifted(spread: float):
-    """A model whose log w = log p(z) − log q(z) + constant are normal with this spread."""
+    """Returns a model in which log w = log p(z) − log q(z) + constant is normal with this standard deviation."""
     model = make(latent=(1,), hidden=((4,),))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -89,7 +89,7 @@ def test_warns_of_dominated_rows_in_one_sentence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not evaluate.log_likelihood(shifted(0.1), x, k=400).dominated().any()
-        evaluate.log_likelihood(shifted(4.0), x, k=24)  # a bound of few samples
+        evaluate.log_likelihood(shifted(4.0), x, k=24)  # below 25 samples L_K is meant as a bound, so nothing is warned
 
 
 def test_without_a_fit_the_largest_weight_decides():
@@ -114,7 +114,7 @@ def test_the_largest_weight_is_a_share():
 def test_a_row_stops_at_the_first_step_below_the_tolerance(device):
     model, x = make(device, seed=2, **TWO_LAYERS), binary(70, 12, device)
     by_k = {k: evaluate.log_likelihood(model, x, k) for k in (250, 500, 750, 1000)}
-    tolerance = by_k[500].std_error.quantile(0.5).item()  # between two rows'
+    tolerance = by_k[500].std_error.quantile(0.5).item()  # a value between the errors of two rows
     result = evaluate.log_likelihood(model, x, 1000, tolerance=tolerance)
     for row, used in enumerate(result.k_used.tolist()):
         stops = [k for k in by_k if by_k[k].std_error[row] < tolerance]
@@ -204,7 +204,7 @@ def test_other_errors_and_no_memory_at_all_come_through(error, monkeypatch):
 
 
 def test_rows_that_are_done_are_not_done_again():
-    """A restart from any block of rows gives the bits of the whole."""
+    """A restart from any block of rows must give the bits of the uninterrupted evaluation."""
     model, x = make(**TWO_LAYERS), binary(530, 12)
     sampling = ImportanceSampling(40, 1, streaming.curve_points(40))
     whole = streaming.RowResults()
@@ -221,7 +221,7 @@ def test_rows_that_are_done_are_not_done_again():
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, and puts it back."""
+    """Sets the number of threads, and restores it after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -230,7 +230,7 @@ def threads():
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("tolerance", [None, 0.2])
 def test_the_number_of_threads_changes_no_bit(threads, rows, tolerance):
-    """Every block is worked on by one thread, and its weights merge in order."""
+    """The number of threads must not change any bit: one thread works on each block, and the weights merge in order."""
     torch.manual_seed(0)
     model, x = models.create("vae", x_dim=20, latent=(3,), hidden=((30, 30),)), torch.rand(rows, 20).round()
     results = []
@@ -244,7 +244,7 @@ def test_the_number_of_threads_changes_no_bit(threads, rows, tolerance):
 
 
 def test_threads_of_later_pools_have_the_number_of_before(threads):
-    """A worker's own number must not become that of threads to come."""
+    """A worker's own thread count must not become that of threads started later."""
     threads(2)
     evaluate.log_likelihood(models.create("vae", x_dim=4, latent=(2,), hidden=((3,),)), torch.zeros(2, 4), k=100)
     found = []

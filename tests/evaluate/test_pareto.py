@@ -1,4 +1,4 @@
-"""Pareto k̂ against ArviZ, against the distribution itself, and from weights that come in parts."""
+"""Tests of Pareto k̂ against ArviZ, against the exact distribution, and for weights that arrive in parts."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from dgmfast.evaluate.pareto import Tail, generalized_pareto_shape, tail_size
 
-# (K, spread) -> k̂ of log w at the quantiles of N(-90, spread²), by arviz-stats 0.8.0
+# (K, spread) -> k̂ from arviz-stats 0.8.0, for log w at the quantiles of N(-90, spread²)
 BY_ARVIZ = {
     (25, 1.0): 0.450154821184838,
     (200, 0.5): 0.15400138399897384,
@@ -34,7 +34,7 @@ def pareto_k(log_w: torch.Tensor, step: int = 97) -> torch.Tensor:
 def test_is_arviz_s(k, spread, device):
     generator = torch.Generator().manual_seed(0)
     log_w = quantiles(k, spread)[torch.randperm(k, generator=generator)].to(device)
-    found = pareto_k(torch.stack([log_w, log_w.flip(0) + 900.0]))  # a constant factor changes nothing
+    found = pareto_k(torch.stack([log_w, log_w.flip(0) + 900.0]))  # a constant factor of the weights changes nothing
     torch.testing.assert_close(found.cpu(), torch.full((2,), BY_ARVIZ[k, spread], dtype=torch.float64), rtol=1e-8, atol=0.0)
 
 
@@ -49,7 +49,7 @@ def test_is_arviz_s_where_it_is_installed():
 
 @pytest.mark.parametrize("shape", [0.2, 0.7, 1.5])
 def test_finds_the_shape_of_the_distribution(shape):
-    """From its own quantiles, but for the prior, which counts as ten weights of shape ½."""
+    """From quantiles of the distribution, k̂ must be its shape, averaged with the prior of ten weights of shape ½."""
     n = 2000
     levels = (torch.arange(n, 0, -1, dtype=torch.float64) - 0.5) / n
     w = torch.cat([((1 - levels) ** -shape - 1) / shape + 1.0, torch.ones(1, dtype=torch.float64)])

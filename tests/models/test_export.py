@@ -1,4 +1,4 @@
-"""torch.export of every model with a batch of any size: the exported program equals the model at another batch."""
+"""Tests of torch.export with a dynamic batch: the exported program must equal the model at another batch size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ROWS = torch.export.Dim("rows", min=2)
 
 
 class Call(nn.Module):
-    """A method of a model as a module, which torch.export takes."""
+    """Wraps a method of a model as a module, because torch.export takes modules."""
 
     def __init__(self, model: GenerativeModel, method: str, **settings: object) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The bounds of every model against brute force in float64."""
+"""Tests of every model's bounds against brute force in float64."""
 
 import math
 
@@ -26,7 +26,7 @@ from torch.distributions import kl_divergence
 from dgmfast.models import Noise, SampledLabel
 
 HALF = D * math.log(0.5)
-# Under q, the parents of p's factor do not depend on the variable itself.
+# The latents whose KL is analytic: under q, the parents of p's factor do not depend on the latent itself.
 EXACT = {
     "vae": {"z1"},
     "vae-2": {"z2"},
@@ -73,7 +73,7 @@ def test_where_every_q_equals_its_p_every_weight_is_half_to_the_power_of_d(varia
 
 @pytest.mark.parametrize("head", ["log_var", "softplus"])
 def test_a_ladder_of_unit_variances_pays_for_its_halved_variance(head):
-    """q of a lower layer has the variance ½, so that log p(z) − log q(z) = Σ_d (−½ log 2 + ε²/4)."""
+    """With unit variances, q of a lower layer has variance ½, so log p(z) − log q(z) must be Σ_d (−½ log 2 + ε²/4)."""
     model, x = zero(make("lvae", latent=(4, 3, 2), hidden=((5,), (4,), (3,)), head=head)), binary(5)
     for name, parameter in model.named_parameters():
         if head == "softplus" and name.endswith("scale.bias"):
@@ -89,7 +89,7 @@ def test_a_ladder_of_unit_variances_pays_for_its_halved_variance(head):
 
 
 def reference(model, x, terms, y):
-    """Of a draw with the labels y: log p and log q of everything, and each latent's KL(q ‖ p) at its drawn parents, [B, k]."""
+    """Returns log p and log q of every variable of a draw with labels y, and each latent's KL(q ‖ p), [B, k]."""
     v = {name: latent.z for name, latent in terms.latents.items()}
     log_p, log_q, p, q = densities(model, x, v, y)
     kl = {name: kl_divergence(q[name], p[name]) for name in v}
@@ -97,7 +97,7 @@ def reference(model, x, terms, y):
 
 
 def enumerated(model, x, terms, variant):
-    """By label c, [B, k, Y]: log p(x|·), the ratio of the densities of the latents, their KL, log p(y), log q(y)."""
+    """Returns log p(x|·), the latents' log-ratio of densities and KL, log p(y) and log q(y) by label, [B, k, Y]."""
     columns = []
     for c in range(Y):
         v = {n: t.z.expand(*t.z.shape[:2], Y, -1)[:, :, c] for n, t in terms.latents.items()}
@@ -112,7 +112,7 @@ def enumerated(model, x, terms, variant):
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_bound_over_labels_is_the_enumeration(variant, beta, norm):
-    """U = E_a Σ_y q(y|a,x) [log p(x|·) − β (KL + log q(y|·) − log p(y|·))], and log w = log Σ_y q(y|·) w_y^β."""
+    """It must be U = E_a Σ_y q(y|a,x) [log p(x|·) − β (KL + log q(y|·) − log p(y|·))], and log w = log Σ_y q(y|·) w_y^β."""
     model, x = make(variant, batch_norm=norm).eval(), binary(5)
     terms = draw(model, x)
     log_px, ratio, kl, log_py, log_qy = enumerated(model, x, terms, variant)
@@ -126,7 +126,7 @@ def test_the_bound_over_labels_is_the_enumeration(variant, beta, norm):
     torch.testing.assert_close(terms.reconstruction(), (q * log_px).sum(-1))
     torch.testing.assert_close(terms.kl_terms()["y"], (q * (log_qy - log_py)).sum(-1))
     if beta == 1.0:
-        assert (log_w > sampled).all()  # at K = 1 by E KL(q(y|·) ‖ v_y/Σv)
+        assert (log_w > sampled).all()  # at K = 1 the difference is E KL(q(y|·) ‖ v_y/Σv)
 
 
 @with_labels
@@ -146,7 +146,7 @@ def test_a_sampled_label_is_one_of_the_enumeration_and_pays_its_probability(vari
 @every_model
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_supervised_and_the_plain_bound_are_the_sums_of_their_terms(variant, beta):
-    """Eqs 3.30 and 4.9; log p(y) stays in the bound, with β like a latent's KL."""
+    """Both bounds must be the sums of their terms (eqs 3.30 and 4.9), with log p(y) weighted by β like a latent's KL."""
     model, x, y = make(variant), binary(5), label_of(variant, 5)
     terms = draw(model, x, 4, y)
     log_p, log_q, kl = reference(model, x, terms, labels(5))
@@ -168,7 +168,7 @@ def test_the_supervised_and_the_plain_bound_are_the_sums_of_their_terms(variant,
 
 @every_model
 def test_a_kl_is_analytic_only_where_it_is_the_latents_term(variant):
-    """There it agrees with Monte Carlo; elsewhere the analytic KL at the drawn parents would be another number."""
+    """An analytic KL must be used exactly where it agrees with Monte Carlo; at drawn parents it may have another mean."""
     model, x, y = make(variant), binary(4), label_of(variant, 4)
     with torch.no_grad():
         terms = draw(model, x, 20000, y)
@@ -185,14 +185,14 @@ def test_a_kl_is_analytic_only_where_it_is_the_latents_term(variant):
 
 @with_labels
 def test_enumerated_and_sampled_labels_give_weights_of_one_mean_and_ordered_bounds(variant):
-    """E w agrees; L_K over the labels is at least as high; both grow with K."""
+    """Summed and sampled labels must give the same E w; L_K of the sum must be at least as high, and both must grow with K."""
     model, x, draws = widen(make(variant, scale=0.4), 1.0), binary(3), 40000
     with torch.no_grad():
         log_w = [model.log_weights(x, draws, y, seed=seed) for seed, y in enumerate((None, SampledLabel()))]
     over, sampled = (value.exp() / log_w[0].exp().mean(1, keepdim=True) for value in log_w)
     assert within(over - sampled, 1).all() and within(over - 1.1 * sampled, 1).logical_not().any()
     assert (sampled.std(1) > over.std(1)).all()
-    means, variances = [], []  # of the two forms: [3 values of K, rows]
+    means, variances = [], []  # of the two kinds of weights, each [3 values of K, rows]
     for value in log_w:
         bounds = [torch.logsumexp(value.unflatten(1, (-1, k)), 2) - math.log(k) for k in (1, 5, 50)]
         means.append(torch.stack([bound.mean(1) for bound in bounds]))
@@ -205,7 +205,7 @@ def test_enumerated_and_sampled_labels_give_weights_of_one_mean_and_ordered_boun
 
 
 def test_the_class_prior_stays_in_the_bound():
-    """A given p(y) shifts the supervised bound by its logarithm (eq. 4.9), and only that."""
+    """A given p(y) must shift the supervised bound by its logarithm relative to a uniform one (eq. 4.9), and do no more."""
     prior, x, y = (0.5, 0.3, 0.2), binary(6), labels(6)
     for variant in ("m2", "adgm", "sdgm", "m1m2"):
         uniform, given = make(variant, class_prior="uniform"), make(variant, class_prior=prior)

@@ -1,4 +1,4 @@
-"""The models that the thesis proposes or only sketches: AuxiliaryLVAE, LabelLVAE and Potential."""
+"""Tests of the models that the thesis proposes or only sketches: AuxiliaryLVAE, LabelLVAE and Potential."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ LADDERS = {
 
 
 def make(name: str) -> models.GenerativeModel:
-    """In float64, with wide q̂: a merge narrows q, and then the weights have no variance."""
+    """Returns a model in float64 with a wide q̂: a merge narrows q, and with a narrow q the weights have no finite variance."""
     torch.manual_seed(3)
     model = models.create(name, x_dim=D, activation="tanh", **LADDERS[name]).double().eval()
     for q_hat in model.q:
@@ -32,14 +32,14 @@ def every_x() -> torch.Tensor:
 
 
 def total(log_w: torch.Tensor) -> tuple[float, float]:
-    """Σ of the rows' mean weights and its standard error."""
+    """Returns the sum of the rows' mean weights, and its standard error."""
     w = log_w.exp()
     return float(w.mean(1).sum()), float((w.var(1) / w.shape[1]).sum().sqrt())
 
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_the_density_of_all_x_sums_to_one(name):
-    """Σ_x E_q[w(x)] = Σ_x p(x) = 1: a factor that is missing, doubled or taken at other parents would show."""
+    """Σ_x E_q[w(x)] = Σ_x p(x) must be 1; a missing or doubled factor, or one at wrong parents, would change the sum."""
     model = make(name)
     ways = [None] if model.num_classes is None else [None, SampledLabel()]
     for y in ways:
@@ -73,7 +73,7 @@ def test_exact_kl_agrees_with_monte_carlo(name):
 def test_a_sparse_sum_in_the_ladder_is_unbiased():
     model, x = make("lvae-label"), every_x()
     with torch.no_grad():
-        model.q_y.logits.weight *= 8.0  # so that labels are dropped
+        model.q_y.logits.weight *= 8.0  # large enough for labels to be dropped
         sparse, exact = (model.draw(model.encode(x), x, 20_000, Noise(5), y) for y in (SparseSum(0.8), None))
         assert sparse.log_px.numel() < 0.9 * exact.log_px.numel()
         difference = sparse.bound().mean(1) - exact.bound().mean(1)
@@ -102,7 +102,7 @@ def test_the_potentials_weights_have_the_mean_z(uninformed):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 0.3
-        model.q_z.gaussian.scale.bias.fill_(math.log(4.0))  # q wider than the target: weights of finite variance
+        model.q_z.gaussian.scale.bias.fill_(math.log(4.0))  # q is wider than the target, so the weights have a finite variance
         log_w = model.log_weights(torch.zeros(4, 1, dtype=torch.float64), 200_000, seed=0)
         estimate = evaluate.log_likelihood(model, torch.zeros(4, 1, dtype=torch.float64), 200_000)
     assert ((estimate.log_px - LOG_Z).abs() < 4 * estimate.std_error).all() and estimate.std_error.max() < 0.03

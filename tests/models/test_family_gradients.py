@@ -1,4 +1,4 @@
-"""Gradients of the family: against finite differences, which weights they reach, and of the estimates of the sum over labels."""
+"""Tests of the models' gradients: finite differences, which parameters they reach, and the estimates of the label sum."""
 
 import math
 
@@ -27,7 +27,7 @@ NARROW = {
     "cagem": {"latent": (2, 1), "hidden1": (3,), "hidden2": (3,)},
 }
 SUMS = [SparseSum(0.5), SparseSum(2.0), SparseSum(0.1)]
-ESTIMATED = [variant for variant in LABELLED if variant != "cagem"]  # p(y|z2) allows the exact sum alone
+ESTIMATED = [variant for variant in LABELLED if variant != "cagem"]  # with p(y|z2), only the exact sum is allowed
 
 
 def narrow(variant, **settings):
@@ -35,12 +35,12 @@ def narrow(variant, **settings):
 
 
 def unused(variant):
-    """A deterministic a is the mean alone of q(a|x)."""
+    """Returns the parameters without effect: a deterministic a is the mean of q(a|x), so its scale is unused."""
     return ("q_a.gaussian.scale.weight", "q_a.gaussian.scale.bias") if variant == "adgm-deterministic" else ()
 
 
 def assert_gradients(value, model, without=(), some=lambda name: True):
-    """Backward of value() equals its finite differences in the parameters that are `some`; those `without` effect have none."""
+    """Asserts that gradients of the parameters in `some` equal finite differences, and that only those in `without` are zero."""
     named = {name: p for name, p in model.named_parameters() if some(name)}
     model.zero_grad()
     value().backward()
@@ -52,7 +52,7 @@ def assert_gradients(value, model, without=(), some=lambda name: True):
 
 @pytest.mark.parametrize("variant", TINY)
 def test_gradient_of_the_bound(variant):
-    """U, or the ELBO, at k = 1 and a fixed noise."""
+    """The gradient of U, or of the ELBO, at k = 1 and fixed noise must equal finite differences."""
     model, x = narrow(variant), binary(3, 4)
     assert_gradients(lambda: Objective().loss(model, x, None, 1.0, seed=2)[0], model, unused(variant))
 
@@ -65,7 +65,7 @@ def test_gradient_of_the_importance_bound_in_warm_up(variant):
 
 @pytest.mark.parametrize("variant", ["m2", "adgm-x", "m1m2"])
 def test_gradient_of_the_semi_supervised_loss(variant):
-    """CaGeM's is not the derivative of its loss: z₁ and z₂ enter its cross-entropies as constants (below)."""
+    """The gradient must equal finite differences; CaGeM's need not, because its cross-entropies take z₁ and z₂ as constants."""
     model, x, y = narrow(variant), binary(4, 4), labels(2)
     labelled, objective = Labelled(x[:2], y, 0.7, 2), Objective(alpha=0.7, free_bits=0.01)
     assert_gradients(lambda: objective.loss(model, x[2:], None, 0.8, 2, labelled=labelled)[0], model)
@@ -74,7 +74,7 @@ def test_gradient_of_the_semi_supervised_loss(variant):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("entropy", ["q_y", "p_y"])
 def test_cagems_cross_entropies_reach_only_the_classifiers(entropy, norm):
-    """Eq. 4.33: φ_y (q(y|z₁, x)), and for p(y|x) also θ_y (p(y|z₂)): App. C trains φ_y through the cascade too."""
+    """In eq. 4.33, q(y|z₁, x) must reach only φ_y, and p(y|x) only φ_y and θ_y (p(y|z₂)), as App. C trains the cascade."""
     model, x, y = narrow("cagem", batch_norm=norm), binary(5, 4), labels(5)
     reached = ("q_y.",) if entropy == "q_y" else ("q_y.", "p_y.")
 
@@ -82,7 +82,7 @@ def test_cagems_cross_entropies_reach_only_the_classifiers(entropy, norm):
         with frozen_statistics(model):
             return model.supervise(model.encode(x, y), x, 3, Noise(4), y)[1][entropy].mean()
 
-    # batch norm takes out what a bias before it adds
+    # Batch norm removes a bias that is added before it.
     constant = [f"{prefix}mlp.bias" for prefix in reached] if norm else ()
     assert_gradients(value, model, constant, lambda name: name.startswith(reached))
     for name, p in model.named_parameters():
@@ -92,7 +92,7 @@ def test_cagems_cross_entropies_reach_only_the_classifiers(entropy, norm):
 
 
 def test_cagems_labelled_rows_have_no_bound():
-    """Eq. 4.33: −Σ_u U(x_u) + α Σ_l [CE(y_l, p(y|x_l)) + CE(y_l, q(y|x_l))]; other gradients are those of the unlabelled rows."""
+    """Labelled rows must add only α Σ_l [CE(y_l, p(y|x_l)) + CE(y_l, q(y|x_l))] (eq. 4.33), which reaches only classifiers."""
     model, x, y = narrow("cagem"), binary(7, 4), labels(3)
     gradients = []
     for labelled in (None, Labelled(x[:3], y, 2.0, 4)):
@@ -125,7 +125,7 @@ def test_the_labelled_pass_leaves_the_batch_statistics_alone(variant):
 
 
 def test_the_labelled_pass_normalises_by_its_own_batch():
-    """As in training, not by the running statistics."""
+    """In training, the labelled pass must normalise by its own batch and not by the running statistics."""
     model, labelled = make("cagem", batch_norm=True), Labelled(binary(6), labels(6), 0.7, 9)
     before = Objective()._supervised(model, labelled, 1.0, 1)[0]
     for layer in norms(model):
@@ -149,7 +149,7 @@ def test_a_sparse_sum_keeps_the_best_label_and_few_others(label_sum, classes):
     pairs[kept.sample, kept.y] = True
     assert pairs.sum() == len(kept.y) and pairs[torch.arange(12000), best].all()
     assert len(kept.y) / 12000 <= 1.0 + 1.0 / label_sum.tau
-    # every other label with the probability min(1, q/τ)
+    # Every other label is kept with probability min(1, q/τ).
     expected = (log_q[:, 0].exp() / label_sum.tau).clamp(max=1.0)
     expected[torch.arange(3), best.view(3, -1)[:, 0]] = 1.0
     frequency = pairs.view(3, 4000, classes).double().mean(1)
@@ -160,7 +160,7 @@ def test_a_sparse_sum_keeps_the_best_label_and_few_others(label_sum, classes):
 
 @pytest.mark.parametrize("label_sum", SUMS)
 def test_a_sparse_sum_of_given_values_is_unbiased_in_value_and_gradient(label_sum):
-    """Of f(y) under q: the mean over draws of Σ_kept weight f, and of its gradients to log q and f, are those of Σ_y q_y f(y)."""
+    """Σ_kept weight · f(y), and its gradients in log q and f, must have the mean of Σ_y q_y f(y) and of its gradients."""
     draws, classes = 20000, 6
     log_q = log_probabilities(2, draws, classes).contiguous().requires_grad_()
     f = torch.randn(2, 1, classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -171,7 +171,7 @@ def test_a_sparse_sum_of_given_values_is_unbiased_in_value_and_gradient(label_su
     assert value.shape == (2, draws) and within(value - exact, 1, 5).all() and (value.std(1) > 0).all()
     estimate = torch.autograd.grad(value.sum(), (log_q, f))
     expected = torch.autograd.grad(exact.sum(), (log_q, f))
-    # to q(y|·) as a normalised distribution: log q is a log-softmax, so the gradient to its logits
+    # log q is a log-softmax, so its gradient is projected to the gradient of the logits.
     for got, want, normalise in zip(estimate, expected, (True, False), strict=True):
         if normalise:
             q = log_q.detach().exp()
@@ -183,7 +183,7 @@ def test_a_sparse_sum_of_given_values_is_unbiased_in_value_and_gradient(label_su
 def test_a_models_sparse_bound_is_unbiased_in_value_and_gradient(variant):
     model, x, seeds, k = narrow(variant), binary(2, 4), 60, 40
     model.q_y.logits.weight.data *= 2.0
-    parameters = [p for p in model.parameters() if p.requires_grad]  # the deterministic a has no variance
+    parameters = [p for p in model.parameters() if p.requires_grad]  # the unused variance of a deterministic a needs no gradient
     runs = {}
     for label_sum in (ExactSum(), SparseSum(0.7)):
         values = []
@@ -195,12 +195,12 @@ def test_a_models_sparse_bound_is_unbiased_in_value_and_gradient(variant):
         runs[label_sum] = torch.stack(values)
     exact, sparse = runs.values()
     assert within(sparse - exact, 0, 5).all()
-    assert (sparse - exact)[:, : len(x)].abs().min() > 1e-6  # and not the same sum
+    assert (sparse - exact)[:, : len(x)].abs().min() > 1e-6  # the two sums must differ
     assert len(terms.labels.y) < 2 * k * Y
 
 
 def test_sparse_sums_below_the_least_probability_are_exact():
-    """τ ≤ min q keeps every label, with the weight q."""
+    """With τ ≤ min q, every label must be kept with the weight q."""
     log_q = log_probabilities(3, 4, 5)
     kept = SparseSum(float(log_q.exp().min()) * 0.99).bind(log_q, 4, Noise(0), 0)
     assert len(kept.y) == log_q.numel()
@@ -298,12 +298,11 @@ def test_m1_and_m2_train_together_where_asked():
 
 @pytest.mark.parametrize("variant", [variant for variant in TINY if not variant.startswith("fame")])
 def test_a_row_without_weight_does_not_spoil_the_others(variant):
-    """Where p(x | latents) = 0 for every sample, log p(x) = −∞ and has the gradient 0: a loss without that row is as if it were
-    not in the batch."""
+    """If p(x | latents) = 0 for every sample of a row, log p(x) is −∞ and must not change the gradient of the other rows."""
     model, x = narrow(variant), binary(4, 4)
     x[:, 1:3] = torch.tensor([0.0, 0.0, 0.0, 1.0])[:, None]
     with torch.no_grad():
-        model.output.logits.bias[1:3] = -1.7e308  # twice that overflows
+        model.output.logits.bias[1:3] = -1.7e308  # twice this number overflows
 
     def gradients(rows):
         model.zero_grad()

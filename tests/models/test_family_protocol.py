@@ -1,4 +1,4 @@
-"""Every model on the protocol: shapes, chunks, noise, classifiers, class priors, refusals."""
+"""Tests of every model on the protocol: shapes, chunks, noise, classifiers, class priors and refused inputs."""
 
 import math
 
@@ -24,7 +24,7 @@ def no_gradients():
 
 
 def sizes(model):
-    """The latents' sizes, by name."""
+    """Returns the sizes of the latents by name."""
     x = binary(2)
     return {name: latent.q[0].shape[-1] for name, latent in model.draw(model.encode(x), x, 1, Noise(0)).latents.items()}
 
@@ -43,7 +43,8 @@ def test_shapes(variant, how, rows, k):
     observed = y if how == "observed" else None
     for mean in (model.reconstruct(x, observed), model.sample(rows, observed)):
         inside = (mean > 0) & (mean < 1)
-        assert mean.shape == (rows, D) and (inside | (variant == "fame") & ((mean == 0) | (mean == 1))).all()  # draws of pixels
+        # FAME draws pixels; the other models return means.
+        assert mean.shape == (rows, D) and (inside | (variant == "fame") & ((mean == 0) | (mean == 1))).all()
     means = model.latent_means(x, observed)
     assert {name: value.shape for name, value in means.items()} == {name: (rows, size) for name, size in sizes(model).items()}
     result = evaluate.log_likelihood(model, x, k, y=y)
@@ -97,14 +98,14 @@ def test_a_part_is_classified_as_in_the_whole(variant):
 
 
 class OneStream(Noise):
-    """All that is drawn comes from one stream: what must not happen."""
+    """Draws everything from one stream, which must not happen in a model."""
 
     def gaussian(self, q, k, stream):
         return super().gaussian(q, k, 0)
 
 
 def assert_own_streams(monkeypatch, call, noise, count):
-    """call(noise) must draw `count` times, each time from another stream."""
+    """Asserts that call(noise) draws `count` times, each time from another stream."""
     streams, gaussian = [], Noise.gaussian
 
     def record(self, q, k, stream):
@@ -133,13 +134,13 @@ def test_no_two_latents_share_a_stream_of_noise(variant, label, monkeypatch):
 
     assert_own_streams(monkeypatch, call, Noise(1), count)
     if count > 1:
-        with pytest.raises(AssertionError):  # two layers of one stream would be seen
+        with pytest.raises(AssertionError):  # the check must notice two layers that share a stream
             assert_own_streams(monkeypatch, call, OneStream(1), count)
 
 
 @every_model
 def test_no_two_latents_of_a_sample_share_a_stream_of_noise(variant, monkeypatch):
-    """Drawn from the prior: z, a label, and a where x depends on it."""
+    """Draws from the prior must use one stream each for z, for the label, and for a if x depends on it."""
     model = make(variant)
     drawn = set(sizes(model)) - ({"a", "a1", "a2"} if variant != "sdgm" else set())
     count = len(drawn) + (variant in LABELLED)
@@ -157,7 +158,7 @@ def largest_correlation(model, x, noise):
 
 @pytest.mark.parametrize("variant", ["vae-2", "lvae", "fame", "avae", "adgm", "sdgm", "m1m2", "cagem"])
 def test_two_latents_of_one_distribution_are_uncorrelated(variant):
-    """The same from the draws themselves: with all weights zero, equal noise would make equal latents."""
+    """With all weights zero, equal noise would make two latents equal, so their draws must be uncorrelated."""
     equal = {"vae-2": {"latent": (2, 2)}, "avae": {"auxiliary": (3,)}, "adgm": {"latent": 2}, "sdgm": {"latent": 2}}
     model = zero(make(variant, **equal.get(variant, {"latent": (2, 2)})))
     x, count = binary(50), 50 * 300
@@ -168,7 +169,7 @@ def test_two_latents_of_one_distribution_are_uncorrelated(variant):
 
 @with_labels
 def test_classify_by_q_by_p_and_by_both_as_defined(variant):
-    """q(y|x) = E_q(a|x) q(y|a, x); p(y|x) ∝ exp L(x, y), E over the draws inside; their normalised geometric mean."""
+    """They must be E_q(a|x) q(y|a, x), softmax over y of the mean L(x, y), and the normalised geometric mean of both."""
     model, x, k = make(variant), binary(5), 4
     terms = model.draw(model.encode(x), x, k, Noise(3))
     bounds, log_q = [], []
@@ -189,7 +190,7 @@ def test_classify_by_q_by_p_and_by_both_as_defined(variant):
 
 
 def test_cagem_classifies_by_the_cascade():
-    """Eq. 4.32: p(y|x) = E_q(z1|x) Σ_ỹ q(ỹ|z₁, x) E p(y|z₂), z₂ ~ q(z₂|x, ỹ, z₁); it is the default."""
+    """CaGeM must classify by default with p(y|x) = E_q(z1|x) Σ_ỹ q(ỹ|z₁, x) E p(y|z₂), z₂ ~ q(z₂|x, ỹ, z₁) (eq. 4.32)."""
     model, x, k = make("cagem"), binary(5), 4
     latents = model.draw(model.encode(x), x, k, Noise(3)).latents
     expected = torch.zeros(5, k, Y, dtype=torch.float64)
@@ -231,7 +232,7 @@ def test_the_class_prior_is_uniform_given_or_learned(variant):
 
 
 def test_samples_draw_their_labels_from_the_class_prior():
-    """x tells y apart: its mean is one of three."""
+    """`sample` must draw labels from p(y); each label has its own image, so x shows which one was drawn."""
     model = zero(make("m2", class_prior=(0.6, 0.3, 0.1)))
     model.p_x.label_weight.copy_(torch.eye(5, Y))
     model.p_x.rest[0].weight.copy_(torch.eye(4, 5))
@@ -323,7 +324,7 @@ def test_a_deterministic_a_has_no_terms_and_no_noise():
 
 
 def test_cagem_draws_at_a_given_z2_and_label():
-    """For the latent grid: y given, or drawn from p(y|z₂)."""
+    """CaGeM must decode at a given z₂ with a given y or, without one, with y drawn from p(y|z₂), as the latent grid needs."""
     model, z2 = make("cagem"), torch.linspace(-2, 2, 8, dtype=torch.float64).view(4, 1, 2)
     assert isinstance(model, CaGeM)
     shared = model.decode_z2(z2[:1].expand(5000, 1, 2), Noise(2))

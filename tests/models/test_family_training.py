@@ -1,4 +1,4 @@
-"""The semi-supervised loss as defined (eqs 4.10 and 4.11), and the labelled rows of a training run."""
+"""Tests of the semi-supervised loss (eqs 4.10 and 4.11) and of the labelled rows of a training run."""
 
 import math
 
@@ -14,7 +14,7 @@ from dgmfast.objectives import Labelled, Objective
 from dgmfast.runs import Group
 from dgmfast.train.labelled import LabelledRows
 
-WITH_BOUND = [variant for variant in LABELLED if variant != "cagem"]  # CaGeM's labelled rows have none
+WITH_BOUND = [variant for variant in LABELLED if variant != "cagem"]  # CaGeM's labelled rows have no bound
 UNLABELLED, ROWS, DRAWS, SEED, ALPHA, BETA = 5, 3, 4, 8, 1.7, 0.6
 
 
@@ -24,7 +24,7 @@ def batch():
 
 
 def cross_entropies(model, terms, labelled):
-    """−log q(y|a, x) at each draw, from the factors."""
+    """Returns −log q(y|a, x) at each draw, from the factors."""
     v = {name: latent.z for name, latent in terms.latents.items()}
     return -densities(model, labelled.x, v, labelled.y)[1]["y"].expand(ROWS, DRAWS)
 
@@ -35,7 +35,7 @@ def supervised(model, labelled):
 
 @pytest.mark.parametrize("variant", WITH_BOUND)
 def test_the_semi_supervised_loss_is_its_definition(variant):
-    """mean_u[−U] + mean_l[−L(x, y) + α E_a[−log q(y|a, x)]], the labelled rows with noise of their own."""
+    """The loss must be mean_u[−U] + mean_l[−L(x, y) + α E_a[−log q(y|a, x)]], with separate noise for the labelled rows."""
     model, (x, labelled) = make(variant), batch()
     with torch.no_grad():
         loss, log = Objective(m=DRAWS).loss(model, x, None, BETA, SEED, labelled=labelled)
@@ -54,7 +54,7 @@ def test_the_semi_supervised_loss_is_its_definition(variant):
 
 @pytest.mark.parametrize("variant", WITH_BOUND)
 def test_the_loss_with_importance_samples_and_with_free_bits(variant):
-    """K > 1: log (1/K) Σ w^β of both sets of rows. Free bits: each latent's KL, and the label's, costs at least so much."""
+    """K > 1 must use log (1/K) Σ w^β of both sets of rows; free bits must bound every KL, also the label's, from below."""
     model, (x, labelled) = make(variant), batch()
     with torch.no_grad():
         terms = [model.draw(model.encode(x), x, DRAWS, Noise(SEED)), supervised(model, labelled)]
@@ -67,11 +67,11 @@ def test_the_loss_with_importance_samples_and_with_free_bits(variant):
     torch.testing.assert_close(importance, sum(expected) + entropy)
     cost = sum(BETA * max(float(value), floor) for group in kl for value in group.values())
     torch.testing.assert_close(free, cost - sum(t.reconstruction().mean() for t in terms) + entropy)
-    assert (kl[0]["y"] - floor) * (kl[1]["y"] - floor) < 0  # one of the two labels' terms is below the floor
+    assert (kl[0]["y"] - floor) * (kl[1]["y"] - floor) < 0  # the label's term is below the floor in one of the two sets of rows
 
 
 def test_cagems_loss_adds_the_cross_entropies_of_both_classifiers_alone():
-    """Eq. 4.33, with −log of the cascade's p(y|z₁) = Σ_ỹ q(ỹ|z₁, x) p(y|z₂)."""
+    """The loss must be eq. 4.33, with −log of the cascade's p(y|z₁) = Σ_ỹ q(ỹ|z₁, x) p(y|z₂)."""
     model, (x, labelled) = make("cagem"), batch()
     with torch.no_grad():
         loss, log = Objective(m=DRAWS).loss(model, x, None, BETA, SEED, labelled=labelled)
@@ -105,7 +105,7 @@ def labelled_rows(**settings):
 
 
 def places(x, among):
-    """The index in `among` of each row of x."""
+    """Returns the index in `among` of each row of x."""
     same = (x.unsqueeze(1) == among.unsqueeze(0)).all(2)
     assert (same.sum(1) == 1).all()
     return same.double().argmax(1)
@@ -130,7 +130,7 @@ def test_alpha_is_beta_times_all_rows_per_labelled_row(beta, count):
 
 
 def test_a_labelled_batch_is_a_function_of_its_step():
-    """In passes over the labelled rows, each in an order of its own, so that a run can go on from any step."""
+    """A labelled batch must depend only on its step, so that a run can resume anywhere; each pass has its own order."""
     rows = labelled_rows()
     batches = [rows.batch(step, Group(), 14) for step in range(8)]
     for step in (5, 0, 7, 1):
@@ -200,7 +200,7 @@ STACKED = {"latent": [2, 2], "hidden1": [5], "hidden2": [4]}
     ids=["adgm", "cagem", "m1m2"],
 )
 def test_a_semi_supervised_run_resumes_bit_for_bit(model, first, tmp_path):
-    """`first`: whether labels take part in the first epoch, as they do in the last."""
+    """A run must resume bit for bit; `first` says whether labels take part in the first epoch, as they do in the last."""
     quiet = {"dataset": toy.dataset(), "progress": False, "figures": False}
     train.fit(recipe(model=model, epochs=2), tmp_path / "whole", **quiet)
     train.fit(recipe(model=model, epochs=1), tmp_path / "parts", **quiet)

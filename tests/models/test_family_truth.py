@@ -1,4 +1,4 @@
-"""Every model against its true log p(x): one-dimensional latents, integrated numerically."""
+"""Tests of every model against its true log p(x), from numerical integration over one-dimensional latents."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ EVERY_X = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] 
 
 ONE, TWO = {"latent": (1,), "hidden": ((4,),)}, {"latent": (1, 1), "hidden": ((4,), (3,))}
 NARROW = {"latent": 1, "auxiliary": 1, "hidden": (4,)}
-# By variant: settings of one-dimensional latents, and which of them to integrate over: a integrates to 1 unless x needs it
+# By variant: settings with one-dimensional latents, and the latents to integrate over. a integrates to 1 unless x depends on it.
 SMALL = {
     "vae": (ONE, ["z1"]),
     "vae-2": (TWO, ["z1", "z2"]),
@@ -39,9 +39,9 @@ every_model = pytest.mark.parametrize("variant", SMALL)
 
 @functools.cache
 def small(variant):
-    """A model whose latents matter to x, and whose q is flatter and wider than p, so that the weights have a finite variance.
+    """Returns a model in which x depends on the latents and q is flatter and wider than p, so weights have finite variance.
 
-    The ladder's q is narrower than its p by the merge, so that its q̂ alone must be much wider.
+    The merge makes the ladder's q narrower than its p, so its q̂ must be much wider.
     """
     model = make(variant, seed=1, scale=0.7, x_dim=PIXELS, **SMALL[variant][0])
     for name, head in model.named_modules():
@@ -56,7 +56,7 @@ def small(variant):
 @functools.cache
 @torch.no_grad()
 def truth(variant):
-    """log p(x, y) of all 2^D x, [2^D, Y] (or [2^D, 1] without a label), by the trapezoidal rule."""
+    """Returns log p(x, y) of all 2^D values of x by the trapezoidal rule, [2^D, Y], or [2^D, 1] without a label."""
     model, names = small(variant), SMALL[variant][1]
     grid = torch.cartesian_prod(*[AXIS] * len(names)).view(1, -1, len(names))
     v = {name: grid[..., i : i + 1] for i, name in enumerate(names)}
@@ -83,7 +83,7 @@ FORMS = [(variant, False) for variant in SMALL] + [(v, True) for v in SMALL if "
 
 @every_model
 def test_the_integral_is_a_distribution_over_all_x(variant):
-    """That the grid is wide and fine enough; the latents and labels must matter, or the tests below would show little."""
+    """The integral must sum to 1 over all x, so the grid is fine enough, and must depend on the latents and labels."""
     log_pxy = truth(variant)
     torch.testing.assert_close(log_pxy.exp().sum(), torch.ones((), dtype=torch.float64), rtol=0, atol=1e-9)
     log_px = torch.logsumexp(log_pxy, 1)
@@ -134,7 +134,7 @@ def test_the_bounds_grow_with_k_and_stay_below_the_integral(variant, sampled):
 
 @pytest.mark.parametrize("variant", [variant for variant, sampled in FORMS if sampled])
 def test_u_is_below_the_importance_bound_and_both_below_the_integral(variant):
-    """log w over the labels exceeds U's sample by KL(q(y|·) ‖ v_y/Σv)."""
+    """U must be below the importance bound, by KL(q(y|·) ‖ v_y/Σv) at each sample, and both must be below log p(x)."""
     model = small(variant)
     with torch.no_grad():
         terms = model.draw(model.encode(EVERY_X), EVERY_X, 4000, Noise(5))
@@ -146,7 +146,7 @@ def test_u_is_below_the_importance_bound_and_both_below_the_integral(variant):
 
 @every_model
 def test_samples_have_the_integrals_means(variant):
-    """`sample` returns E[x | latents]: its average over draws is the mean of p(x)."""
+    """The average of `sample`, which returns E[x | latents], must be the mean of p(x)."""
     mean = small(variant).sample(20000, seed=4)
     expected = torch.logsumexp(truth(variant), 1).exp() @ EVERY_X
     error = mean.std(0) / math.sqrt(len(mean))

@@ -1,4 +1,4 @@
-"""Noise without a seed: new at each call, from torch's generator, in every model and op that draws."""
+"""Tests of noise without a seed: every model and op must draw new noise from torch's generator at each call."""
 
 import copy
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_a_generator_of_the_callers_own(draw: str) -> None:
         call(model, x, generator=7)
 
 
-@pytest.mark.parametrize("variant", sorted({*LABELLED} - {"m2", "adgm-deterministic"}))  # those have no noise in q(y|x)
+@pytest.mark.parametrize("variant", sorted({*LABELLED} - {"m2", "adgm-deterministic"}))  # these two have no noise in q(y|x)
 def test_classify_draws_anew(variant: str) -> None:
     model, x = make(variant).eval(), binary(5)
     torch.manual_seed(1)
@@ -94,7 +94,7 @@ def test_the_loss_of_an_objective_draws_anew() -> None:
 
 
 def trained(model: GenerativeModel, x: Tensor, seeds: bool) -> GenerativeModel:
-    """`model` after 200 steps on x by the README's line, with a seed for each step or without."""
+    """Returns `model` after 200 steps on x by the README's line, with or without a seed for each step."""
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(200):
         noise = {"seed": step} if seeds else {}
@@ -106,7 +106,10 @@ def trained(model: GenerativeModel, x: Tensor, seeds: bool) -> GenerativeModel:
 
 
 def test_training_by_the_readmes_line_generalises_as_with_a_seed_for_each_step() -> None:
-    """Both held-out bounds are near −25 nats, and within 0.2 of each other; with the same noise at each step, it was −33."""
+    """Training without seeds must generalise as with a seed per step.
+
+    Both held-out bounds were near −25 nats and within 0.2 of each other; with the same noise at each step, the bound was −33.
+    """
     torch.manual_seed(0)
     pixels = torch.bernoulli(torch.from_numpy(load_digits().data).float() / 16.0)
     untrained, test = models.create("vae", x_dim=64, latent=(10,), hidden=((100,),)), pixels[300:500]

@@ -1,4 +1,4 @@
-"""PixelCNN and FAME: exactness, causality, sampling, and what the command line and the figures make of them."""
+"""Tests of PixelCNN and FAME: exactness, causality, sampling, the command line and the figures."""
 
 import math
 
@@ -18,7 +18,7 @@ SMALL = {"maps": 6, "blocks": 1, "tail": 2, "first_kernel": 5}
 
 
 def pixelcnn(image=(1, 3, 4), **settings):
-    """A PixelCNN in float64 whose logits vary."""
+    """Returns a PixelCNN in float64 whose logits vary between pixels."""
     torch.manual_seed(0)
     model = models.create("pixelcnn", x_dim=math.prod(image), image=image, **{**SMALL, **settings}).double()
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_fame_without_an_input_is_what_the_decoder_makes_of_zeros():
 
 
 def test_fame_draws_its_pixels_given_z():
-    """The image of z is the same for one seed; the pixels are those of the naive sampler on it."""
+    """For one seed, the image of z must be the same, and the pixels must be those of the naive sampler given that image."""
     model = make("fame")
     h = model.prior(5, Noise(1))
     uniforms = Noise(1).uniform(torch.zeros(5, 1, 6, dtype=torch.float64), 3000).view(5, 1, 2, 3)
@@ -223,7 +223,7 @@ def test_any_model_may_have_a_pixelcnn_as_its_output(name):
     model.eval()
     assert set(model.sample(3).unique().tolist()) <= {0.0, 1.0}
     terms = model.draw(model.encode(x), x, 2, Noise(0))
-    if name != "vae":  # every label has its own image, and all see the same pixels
+    if name != "vae":  # every label has its own feature maps, and all labels see the same pixels
         assert terms.log_px.shape == (4, 2, 3)
         for c in range(3):
             torch.testing.assert_close(model.output.log_prob(terms.decoded[:, :, c], x.unsqueeze(1)), terms.log_px[:, :, c])
@@ -234,7 +234,7 @@ def test_any_model_may_have_a_pixelcnn_as_its_output(name):
 def test_a_mesh_of_z2_shows_draws_of_autoregressive_pixels():
     model = models.create("cagem", x_dim=16, likelihood="pixelcnn", num_classes=3)
     shown = model.decode_z2(torch.zeros(2, 1, model.latent[1]), Noise(0))
-    assert not models.create("potential").autoregressive  # nor has it an output
+    assert not models.create("potential").autoregressive  # a potential has no output
     assert model.autoregressive and shown.shape == (2, 16) and bool(((shown == 0) | (shown == 1)).all())
 
 
@@ -278,7 +278,7 @@ def test_a_killed_run_resumes_to_the_same_parameters(run, tmp_path):
 
 
 def test_wide_feature_maps_stream_in_small_blocks():
-    """A block of FAME's decoder would else hold hundreds of megabytes."""
+    """Blocks must be small for FAME's decoder, because a usual block would hold hundreds of megabytes."""
 
     rows, samples = block_shape(models.create("fame"), 5000, torch.device("cpu"))
     assert rows * samples * 64 * 784 <= 2**21
@@ -286,7 +286,7 @@ def test_wide_feature_maps_stream_in_small_blocks():
 
 
 def test_wide_feature_maps_are_encoded_in_small_parts(monkeypatch):
-    """512 rows of a PixelCNN over 256 levels of colour images would take gigabytes."""
+    """Rows must be encoded in small parts, because 512 colour images with 256 levels would take gigabytes."""
 
     model = models.create("pixelcnn", x_dim=12, image=(1, 3, 4), maps=4, blocks=0, tail=1)
     monkeypatch.setitem(FEW_NUMBERS, "cpu", 8 * model.output.row_numbers)

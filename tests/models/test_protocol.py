@@ -1,4 +1,4 @@
-"""The protocol beyond the VAE: a label that is observed or summed over, on the smallest model that has one."""
+"""Tests of the protocol for labels, observed or summed over, on the smallest model that has one."""
 
 import math
 
@@ -20,7 +20,7 @@ def model() -> models.ADGM:
 
 
 def test_an_observed_label_pays_its_prior(model):
-    """Eq. 4.9 keeps log p(y), and its parameters learn."""
+    """The bound must contain log p(y) (eq. 4.9), and the parameters of p(y) must get a gradient."""
     x, y = binary(5, D, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
     elbo = model.elbo(x, y)
     torch.testing.assert_close(elbo.kl["y"], -model.log_py()[y])

@@ -1,4 +1,4 @@
-"""Values that p(x | latents) cannot have, and counts that are none: refused in one sentence, wherever x or k goes in."""
+"""Tests that x outside the support of p(x | latents), and invalid counts, are refused in one sentence by every function."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The VAE and its objectives against their mathematics."""
+"""Tests of the VAE and its objectives against their formulas."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ def test_protocol_shapes_and_finite_gradients(device, settings, extra):
 
 @pytest.mark.parametrize("settings", SHAPES)
 def test_where_every_q_equals_its_p_the_weight_is_half_to_the_power_of_d(settings):
-    """All parameters zero: q = p = N(0, I) in every layer and p(x|z) = ½ per pixel, for every sample and any K."""
+    """With all parameters zero, q = p = N(0, I) in every layer and p(x|z) = ½ per pixel, so every weight must be ½^D."""
     model, x = make(**settings).double(), binary(5, 12, dtype=torch.float64)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -65,7 +65,7 @@ def test_analytic_kl_is_used_for_the_top_layer_alone_and_agrees_with_monte_carlo
 
 
 def test_layers_do_not_share_noise():
-    """With the same mean and variance in two layers of the same width, the draws must be independent."""
+    """Two layers of the same width, mean and variance must have independent draws."""
     model = make(latent=(4, 4), hidden=((), ())).double()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -121,7 +121,7 @@ def test_free_bits_floor_the_kl_of_each_layer_and_stop_its_gradient():
     kl = [value.mean() for value in terms.kl.values()]
     loss, _ = Objective(free_bits=1000.0).loss(model, x, None, 1.0, seed=1)
     torch.testing.assert_close(loss, 2 * 1000.0 - terms.reconstruction.mean())
-    floor = float(max(kl)) - 1e-9  # between the two layers' KL
+    floor = float(max(kl)) - 1e-9  # a value between the KL of the two layers
     loss, _ = Objective(free_bits=floor).loss(model, x, None, 1.0, seed=1)
     torch.testing.assert_close(loss, max(kl) + floor - terms.reconstruction.mean())
 
@@ -199,7 +199,7 @@ def test_a_training_step_compiles_without_graph_breaks():
 def test_log_softplus_is_exact_and_finite_far_out():
     a = torch.tensor([-1e4, -700.0, -50.5, -49.5, -20.0, -15.5, -14.5, 0.0, 15.0, 1e4], dtype=torch.float64, requires_grad=True)
     value = log_softplus(a)
-    # log(1 + e^a) = e^a − e^2a/2 + …, whose logarithm is a − e^a/2 + 5 e^2a/24 − …
+    # log(1 + e^a) is e^a − e^2a/2 + …, and its logarithm is a − e^a/2 + 5 e^2a/24 − …
     series = a - a.exp() / 2 + 5 * (2 * a).exp() / 24
     expected = torch.where(a < -10, series, torch.nn.functional.softplus(a).log())
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-14)
@@ -210,7 +210,7 @@ def test_log_softplus_is_exact_and_finite_far_out():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_gaussian_likelihood_fits_a_gaussian(device):
-    """One Adam run on N(3, 0.5²) data must bring the bound near the entropy of the data."""
+    """Training with Adam on data from N(3, 0.5²) must bring the bound near the negative entropy of the data."""
     model = make(device, latent=(2,), hidden=((16,),), likelihood="gaussian")
     x = 3.0 + 0.5 * torch.randn(256, 12, generator=torch.Generator().manual_seed(0)).to(device)
     model.init_output_mean(x.mean(0))
@@ -225,7 +225,7 @@ def test_gaussian_likelihood_fits_a_gaussian(device):
 
 @pytest.mark.parametrize("name", ["vae", "lvae"])
 def test_a_layer_between_two_latents_may_have_no_hidden_units(name):
-    """Then q and p of these latents are linear."""
+    """A layer without hidden units must work; q and p of these latents are then linear."""
     model = models.create(name, x_dim=12, latent=(6, 4, 2), hidden=((20,), (), (7,)), batch_norm=False)
     x = binary(5, 12)
     assert model.elbo(x, seed=0).bound.isfinite().all() and model.sample(2, seed=0).shape == (2, 12)

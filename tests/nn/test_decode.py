@@ -1,4 +1,4 @@
-"""nn.decode: a Bernoulli decoder as one op is what its modules are, and is not used where they would be something else."""
+"""Tests of nn.decode: the fused Bernoulli decoder must equal its modules, and must not be used where it would not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS = ["tanh", "relu", "leaky_relu", "softplus", "elu", "identity"]
 
 
 def draw(activation: str = "elu", batch_norm: bool = False, hidden: tuple[int, ...] = (7, 6)) -> tuple[MLP, BernoulliOutput]:
-    """A decoder whose batch normalisation has statistics and parameters of its own, in evaluation."""
+    """Returns a decoder in evaluation mode whose batch normalisation has random statistics and parameters."""
     torch.manual_seed(0)
     decoder, output = MLP(5, hidden, activation, batch_norm), BernoulliOutput(hidden[-1] if hidden else 5, 20)
     for norm in decoder.modules():
@@ -38,7 +38,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 def in_turn(decoder: nn.Module, output: BernoulliOutput) -> Tensor:
-    """log p(x|h) of layers that are called one after the other."""
+    """Returns log p(x|h) with the layers called one after the other."""
     h, x = inputs()
     with torch.no_grad():
         for layer in decoder.children():
@@ -48,7 +48,7 @@ def in_turn(decoder: nn.Module, output: BernoulliOutput) -> Tensor:
 
 
 def values(decoder: nn.Module, output: BernoulliOutput) -> tuple[Tensor, Tensor]:
-    """log p(x|h) as evaluation makes it, and of the layers."""
+    """Returns log p(x|h) from `decode`, as in evaluation, and from the layers in turn."""
     z, x = inputs()
     with torch.no_grad():
         return decode(decoder, output, z, x)[1], in_turn(decoder, output)
@@ -68,7 +68,7 @@ def test_is_what_the_modules_are(activation: str, batch_norm: bool, hidden: tupl
     assert callable(made)
     torch.testing.assert_close(made(), decoder(z), rtol=1e-5, atol=1e-5)
     assert not made().requires_grad
-    assert isinstance(decode(decoder, output, z, x)[0], Tensor)  # for the gradients
+    assert isinstance(decode(decoder, output, z, x)[0], Tensor)  # with gradients enabled, the layers were called
 
 
 def _other_slope(decoder: MLP, output: BernoulliOutput) -> None:
@@ -186,7 +186,7 @@ def test_what_was_changed_is_called(change: Callable[[MLP, BernoulliOutput], Non
     plain = values(decoder, output)[0]
     change(decoder, output)
     assert fused_layers(decoder, output, CPU) is None
-    torch.manual_seed(0)  # of dropout
+    torch.manual_seed(0)  # for dropout
     z, x = inputs()
     with torch.no_grad():
         found = decode(decoder, output, z, x)[1]
@@ -194,7 +194,7 @@ def test_what_was_changed_is_called(change: Callable[[MLP, BernoulliOutput], Non
     with torch.no_grad():
         expected = in_turn(decoder, output) if change in OF_LAYERS else output.log_prob(decoder(z), x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found, plain, rtol=1e-3)  # the change is one
+    assert not torch.allclose(found, plain, rtol=1e-3)  # the change must have an effect
 
 
 def test_a_global_hook_sees_the_decoder() -> None:
@@ -219,7 +219,7 @@ def test_a_decoder_deeper_than_the_op() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "lvae", "avae"])
 def test_terms_decode_as_they_were_drawn(name: str) -> None:
-    """`decoded` belongs to the draw: no gradient, and none of what the model becomes afterwards."""
+    """`decoded` must keep the state of the draw: it has no gradient, and later changes of the model do not affect it."""
     sizes = {"hidden": ((6, 6), (5, 5)), "latent": (3, 2)}
     model = models.create(name, x_dim=9, **sizes).eval()
     x = torch.rand(4, 9).round()
@@ -235,7 +235,7 @@ def test_terms_decode_as_they_were_drawn(name: str) -> None:
 
 
 def test_the_modules_without_memory_are_named() -> None:
-    """Those that evaluation does not call, wherever the decoder is; none after a change, or on another device."""
+    """`fused` must name the modules that evaluation skips; there are none after a change of one, or on another device."""
     plain, nested = models.create("vae", hidden=((6,),)), models.create("m1m2", hidden1=(6,), hidden2=(5,))
     assert {plain.decoder, plain.output.logits} <= set(plain.fused(CPU))
     assert {nested.m1.decoder, nested.output.logits} <= set(nested.fused(CPU))
@@ -245,7 +245,7 @@ def test_the_modules_without_memory_are_named() -> None:
 
 
 def test_blocks_do_not_depend_on_the_mode() -> None:
-    """In training mode a decoder with batch norm cannot be one op; log p(x) evaluates it in any case."""
+    """log p(x) must be evaluated the same way in training mode, in which a decoder with batch norm cannot be one op."""
     model = models.create("lvae", x_dim=6, latent=(3, 2), hidden=((5,), (4,)))
     x = torch.rand(7, 6).round()
     model.train()
@@ -256,7 +256,7 @@ def test_blocks_do_not_depend_on_the_mode() -> None:
 
 
 def test_a_model_without_an_output_is_evaluated() -> None:
-    """A user's own p(x|·), with a decoder of whatever kind beside it."""
+    """A user's own p(x|·) must be evaluated, whatever decoder the model has besides."""
 
     class Own(VAE):
         def draw(self, encoding, x, k, noise, y=None):  # type: ignore[no-untyped-def]

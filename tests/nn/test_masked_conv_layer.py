@@ -1,4 +1,4 @@
-"""nn.MaskedConv2d: state dicts of others, hidden weights under training, and its errors."""
+"""Tests of nn.MaskedConv2d: state dicts of other libraries, hidden weights during training, and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dgmfast.reference import causal_mask
 
 
 def test_the_layer_loads_an_ordinary_masked_convolution(device: str) -> None:
-    """weight and bias, with values at hidden taps, and the mask that other libraries keep as a buffer."""
+    """The layer must load weight and bias with values at hidden taps, and the mask that other libraries store as a buffer."""
     torch.manual_seed(0)
     plain = torch.nn.Conv2d(6, 9, (5, 3), padding=(2, 1)).to(device)
     taps = causal_mask("A", 9, 6, (5, 3), 3).to(device)

@@ -1,4 +1,4 @@
-"""The output distributions p(x|h): what all have, and draws from those of one layer."""
+"""Tests of the output distributions p(x|h): their common behaviour, and draws from those of one layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_draws_of_a_bernoulli_have_its_mean(temperature: float) -> None:
     x = output.sample(torch.ones(ROWS, 1, 2), Noise(3), temperature).squeeze(1).double()
     expected = torch.sigmoid(output.logits(torch.ones(2)).double() / temperature)
     assert set(x.unique().tolist()) <= {0.0, 1.0}
-    # five standard errors of a mean of so many draws
+    # The tolerance is five standard errors of the mean.
     assert ((x.mean(0) - expected).abs() < 5.0 * (expected * (1.0 - expected) / ROWS).sqrt()).all()
 
 
@@ -48,7 +48,7 @@ def test_draws_of_a_gaussian_have_its_mean_and_variance(temperature: float) -> N
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_a_state_dict_of_an_earlier_version_loads(batch_norm: bool) -> None:
-    """Its layer of the log-variance was called spread."""
+    """A state dict of an earlier version must load, in which the layer of the log-variance was called spread."""
     head, other = GaussianHead(2, 3, batch_norm=batch_norm), GaussianHead(2, 3, batch_norm=batch_norm)
     earlier = {name.replace("scale.", "spread."): value for name, value in head.state_dict().items()}
     assert any("spread" in name for name in earlier)

@@ -1,4 +1,4 @@
-"""PixelOutput: the densities and means of a pixel, and its errors; test_sampling.py sums its probabilities over all images."""
+"""Tests of PixelOutput: densities, means and errors. test_sampling.py sums its probabilities over all images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dgmfast.nn import PixelOutput
 
 @pytest.mark.parametrize("levels", [2, 16, 256])
 def test_logistic_log_prob(levels: int) -> None:
-    """float32 against the difference of float64 sigmoids where that has digits; finite with finite gradients everywhere."""
+    """In float32 the log-probability must match a precise difference of float64 sigmoids; values and gradients must be finite."""
     output = PixelOutput("logistic", levels)
     mean, log_scale = torch.meshgrid(torch.linspace(-1.5, 1.5, 13), torch.linspace(-9.0, 6.0, 31), indexing="ij")
     params = torch.stack([mean.flatten(), log_scale.flatten()]).unsqueeze(0).unsqueeze(2).requires_grad_()  # [1, 2, 1, 403]

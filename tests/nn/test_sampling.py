@@ -1,4 +1,4 @@
-"""sample_pixels against a full pass per pixel and against exact enumeration, and its errors."""
+"""Tests of sample_pixels against a full pass per pixel and against exact enumeration, and of its errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stack(
     bias: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> list[CausalLayer]:
-    """A PixelCNN with random weights, large enough for draws to depend on what precedes them."""
+    """Returns a PixelCNN with random weights, large enough for draws to depend on the earlier pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         layers, inputs = [], channels or colors
@@ -61,7 +61,7 @@ def uniforms(*shape: int) -> torch.Tensor:
 
 
 def redrawn(layers: Sequence[CausalLayer], output: PixelOutput, x: torch.Tensor, u: torch.Tensor, **rest: Any) -> torch.Tensor:
-    """Every pixel drawn again given those before it in x: one pass does, because the layers are causal."""
+    """Draws every pixel again given the pixels before it in x. One pass is enough, because the layers are causal."""
     params = causal_stack(layers, x, rest.get("condition"))
     by_pixel = params.unflatten(1, (x.shape[1], -1)).movedim(2, -1)
     drawn = output.draw(by_pixel.flatten(0, -2), u.flatten(), rest.get("temperature", 1.0))
@@ -69,13 +69,13 @@ def redrawn(layers: Sequence[CausalLayer], output: PixelOutput, x: torch.Tensor,
 
 
 def assert_same(layers: Sequence[CausalLayer], output: PixelOutput, u: torch.Tensor, **rest: Any) -> torch.Tensor:
-    """The same pixels as the naive way; returns them."""
+    """Asserts that the pixels are those of the naive sampler, and returns them."""
     x = sample_pixels(layers, output, u, **rest)
     expected = pixelcnn_sample(layers, output, u, **rest)
     assert x.dtype == layers[0].conv.weight.dtype and not x.requires_grad
     assert torch.equal(x, expected)
     if x.numel() > 100 and "keep" not in rest:
-        assert 0.02 < x.mean() < 0.98 and x.std() > 0.1  # neither constant
+        assert 0.02 < x.mean() < 0.98 and x.std() > 0.1  # the image must not be constant
     return x
 
 
@@ -130,8 +130,8 @@ def test_nothing_to_draw(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype, path_device: str, threads: None) -> None:
-    """Bit for bit, however many images there are and threads share them."""
-    output = PixelOutput("logistic", 2**20)  # fine levels show rounding
+    """An image must be the same bit for bit, however many images are drawn and however many threads share them."""
+    output = PixelOutput("logistic", 2**20)  # with this many levels, rounding differences become visible
     layers, u = stack(output, dtype=dtype), uniforms(40, 1, 6, 6)
     torch.set_num_threads(1)
     alone = torch.cat([sample_pixels(layers, output, u[i : i + 1]) for i in range(len(u))])
@@ -155,10 +155,10 @@ def test_more_images_than_are_drawn_together(monkeypatch: pytest.MonkeyPatch, th
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_float32(name: str, path_device: str) -> None:
-    """Each draw is that of float64 given the pixels before it, but for uniforms within rounding of a threshold.
+    """In float32, each draw must be that of float64 given the earlier pixels, unless its uniform is near a threshold.
 
-    The parameters are known to about 1e-6 of their size, and a threshold is crossed by rounding with about that probability:
-    of the 12544 draws, 0.01 with two levels, and 3 with 256 (whose logits' errors move every threshold).
+    The parameters have a relative error of about 1e-6, and rounding crosses a threshold with about that probability. Of the 12544
+    draws, 0.01 should differ with two levels, and 3 with 256 levels, where errors of the logits move every threshold.
     """
     output = OUTPUTS[name]
     layers, u = stack(output, dtype=torch.float32, width=64), uniforms(16, 1, 28, 28)
@@ -185,7 +185,7 @@ def test_low_temperature_takes_the_mode() -> None:
 
 @pytest.mark.parametrize("colors", [1, 3])
 def test_condition(colors: int) -> None:
-    """Maps that the first layer sees in full; its own output is a function of those after the pixel too."""
+    """The first layer must see the conditioning maps in full, including those at later pixels."""
     layers, u = stack(colors=colors, unmasked=2), uniforms(3, colors, 5, 6)
     condition = torch.randn(3, 2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = assert_same(layers, OUTPUTS["bernoulli"], u, condition=condition)
@@ -201,7 +201,7 @@ def test_condition(colors: int) -> None:
 def test_kept_pixels(keep_shape: tuple[int, ...], colors: int) -> None:
     keep_shape = tuple(min(n, colors) if i == len(keep_shape) - 3 else n for i, n in enumerate(keep_shape))
     keep, u = uniforms(*keep_shape) < 0.4, uniforms(3, colors, 5, 6)
-    observed = (u + 0.37) % 1.0  # not levels: what is observed is taken as it is
+    observed = (u + 0.37) % 1.0  # the values are not levels: observed pixels are copied as they are
     x = assert_same(stack(colors=colors), OUTPUTS["bernoulli"], u, observed=observed, keep=keep)
     kept = keep.expand(x.shape)
     assert torch.equal(x[kept], observed[kept])
@@ -209,7 +209,7 @@ def test_kept_pixels(keep_shape: tuple[int, ...], colors: int) -> None:
 
 
 def test_own_pixels_observed_change_nothing() -> None:
-    """Given the first rows of a drawn image, the same uniforms draw the rest of it."""
+    """Given the first rows of a drawn image, the same uniforms must draw the rest of it."""
     layers, u = stack(OUTPUTS["logistic"], 3), uniforms(4, 3, 6, 5)
     x = sample_pixels(layers, OUTPUTS["logistic"], u)
     keep = torch.zeros(6, 5, dtype=torch.bool)
@@ -228,7 +228,7 @@ def test_weights_are_read_when_called() -> None:
 
 
 def test_extreme_parameters() -> None:
-    """Certain draws, and NaN, which draws the lowest level or the highest but no other value."""
+    """Extreme parameters must give certain draws, and NaN must give the lowest or the highest level and no other value."""
     for output in OUTPUTS.values():
         (layer,) = stack(output, kernels=(1,), residual=())
         assert layer.conv.bias is not None
@@ -243,7 +243,7 @@ def test_extreme_parameters() -> None:
 
 
 def images_of(levels: int, *shape: int) -> torch.Tensor:
-    """All images [levels^(C·H·W), C, H, W]."""
+    """Returns all images [levels^(C·H·W), C, H, W]."""
     grid = torch.tensor(list(itertools.product(range(levels), repeat=math.prod(shape))), dtype=torch.float64)
     return grid.view(-1, *shape) / (levels - 1)
 
@@ -259,7 +259,7 @@ def test_probabilities_sum_to_one(output: PixelOutput, shape: tuple[int, int, in
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("rows_kept", [0, 1])
 def test_frequencies(rows_kept: int, temperature: float) -> None:
-    """Chi-square of 20000 drawn 2×2 images against p(x) by enumeration, and given a first row, against p(rest | row)."""
+    """A chi-square test must accept 20000 drawn 2×2 images against p(x) by enumeration and, given a first row, p(rest | row)."""
     output, layers, count = PixelOutput(), stack(kernels=(3, 3), residual=()), 20000
     x = images_of(2, 1, 2, 2)
     log_px = output.log_prob(causal_stack(layers, x) / temperature, x)
@@ -275,7 +275,7 @@ def test_frequencies(rows_kept: int, temperature: float) -> None:
     possible = expected > 0
     assert counts[~possible].sum() == 0 and expected[possible].min() > 5
     chi_square = ((counts - expected).square() / expected)[possible].sum()
-    assert chi_square < (37.7 if possible.sum() == 16 else 16.3)  # 0.999 quantiles of 15 and 3 degrees of freedom
+    assert chi_square < (37.7 if possible.sum() == 16 else 16.3)  # 0.999 quantiles for 15 and 3 degrees of freedom
 
 
 def replaced(i: int, conv: MaskedConv2d, **flags: bool) -> list[CausalLayer]:
@@ -352,7 +352,7 @@ ENGINE_WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", ENGINE_WRONG)
 def test_errors_of_the_engine(name: str) -> None:
-    """It is safe by itself, whoever calls it."""
+    """The C++ sampler must check its own arguments, whoever calls it."""
     changed, message = ENGINE_WRONG[name]
     with pytest.raises(ValueError, match=re.escape(message)):
         engine(**changed)

@@ -1,4 +1,4 @@
-"""Gradients of the importance-weighted bound: against quadrature, against each other, and in constant memory."""
+"""Tests of the gradients of the importance-weighted bound: quadrature, agreement of the estimators, and constant memory."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ from dgmfast.errors import InputError
 from dgmfast.models import ADGM, LVAE, M2, VAE, CaGeM, Noise
 from dgmfast.objectives import Objective
 
-# smooth, for the quadrature
+# The models are smooth, as quadrature needs.
 SMALL = {"hidden": [[3], [2]], "activation": "tanh", "head": "log_var", "batch_norm": False, "norm_heads": False}
 MODELS = {
     "one layer": lambda: VAE(3, [1], [[4]]),
@@ -33,7 +33,7 @@ def make(name):
 
 
 def gradient(model, objective, x, seed=0, beta=1.0, y=None):
-    """Loss, gradient in all parameters in one vector, and log."""
+    """Returns the loss, the gradient in all parameters as one vector, and the log."""
     model.zero_grad()
     loss, log = objective.loss(model, x, y, beta, seed)
     loss.backward()
@@ -42,7 +42,7 @@ def gradient(model, objective, x, seed=0, beta=1.0, y=None):
 
 @dataclass(frozen=True)
 class Nodes(Noise):
-    """The nodes of a quadrature as the samples of one row: `eps[stream]`, [n]."""
+    """Noise that returns the nodes of a quadrature as the samples of one row; `eps[stream]` is [n]."""
 
     eps: tuple = ()
 
@@ -53,7 +53,7 @@ class Nodes(Noise):
 
 
 def exact_gradient(model, x, beta, count=22, k=2):
-    """The gradient of −E log ½(w₁^β + w₂^β), or of −E log w^β, by Gauss–Hermite quadrature over the noise of each sample."""
+    """Returns the gradient of −E log ½(w₁^β + w₂^β), or of −E log w^β, by Gauss–Hermite quadrature over each sample's noise."""
     points, weights = (torch.from_numpy(t) for t in np.polynomial.hermite_e.hermegauss(count))
     weights = weights / math.sqrt(2 * math.pi)
     latents = len(model.latent)
@@ -71,7 +71,7 @@ def exact_gradient(model, x, beta, count=22, k=2):
 
 
 def mean_gradient(model, objective, x, beta, rows=2000, repeats=20):
-    """Mean over many draws, and its standard error."""
+    """Returns the mean of many draws of the gradient, and its standard error."""
     many = x.expand(rows, -1)
     found = torch.stack([gradient(model, objective, many, seed, beta)[1] for seed in range(repeats)])
     return found.mean(0), found.std(0) / math.sqrt(repeats)
@@ -88,7 +88,7 @@ def test_iwae_and_dreg_are_unbiased(name, beta):
     for estimator in ("iwae", "dreg"):
         mean, error = mean_gradient(model, Objective(k=2, estimator=estimator), X, beta)
         assert ((mean - exact).abs() <= 5 * error + 1e-9).all(), estimator
-        assert exact.norm() > 20 * error.norm()  # so that the comparison says something
+        assert exact.norm() > 20 * error.norm()  # the error must be small, or the comparison would mean little
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,7 +118,7 @@ def test_the_variance_of_dreg_does_not_grow_with_k():
 
     (few, few_variance), (many, many_variance) = noise_to_signal("dreg", 2), noise_to_signal("dreg", 64)
     assert many_variance < few_variance and many < 1.5 * few
-    assert noise_to_signal("iwae", 64)[0] > 2 * many  # whose signal falls faster than its noise (Rainforth et al. 2018)
+    assert noise_to_signal("iwae", 64)[0] > 2 * many  # the signal of IWAE falls faster than its noise (Rainforth et al. 2018)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.4])
@@ -134,7 +134,7 @@ def test_chunks_give_the_gradient_of_the_whole(name, estimator, beta):
         torch.testing.assert_close((streamed, found), (loss, whole), rtol=1e-12, atol=1e-13)
         assert streamed_log.keys() == log.keys()
         torch.testing.assert_close(list(streamed_log.values()), list(log.values()), rtol=1e-10, atol=1e-12)
-        # of which every sample counts, each drawn alone
+        # With a filter that skips no sample, every sample is drawn again by itself.
         _, found, filtered = gradient(model, Objective(**settings, weight_filter=1e-200), x, 7, beta)
         torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
         assert filtered["skipped_samples"] == 0.0 and filtered["skipped_weight"] == 0.0
@@ -165,7 +165,7 @@ def test_the_filter_skips_what_it_reports():
     (-(kept * model.log_weights(x, 20, seed=0)).sum(1).mean()).backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    # nothing passes a threshold that no weight reaches
+    # With a threshold above every weight, all samples are skipped.
     model.zero_grad()
     loss, log = Objective(k=20, chunk=7, weight_filter=0.999).loss(model, x, None, 1.0, 0)
     loss.backward()
@@ -190,7 +190,7 @@ def test_a_label_that_is_observed_or_summed_over_exactly(name):
             for chunk in (0, 3):
                 loss, _ = Objective(k=8, estimator=estimator, chunk=chunk).loss(model, x, label, 1.0, 0)
                 grads.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
-            assert [g is None for g in grads[0]] == [g is None for g in grads[1]]  # an optimiser passes over these
+            assert [g is None for g in grads[0]] == [g is None for g in grads[1]]  # optimisers skip parameters without a gradient
             pairs = [pair for pair in zip(*grads, strict=True) if pair[0] is not None]
             torch.testing.assert_close(*zip(*pairs, strict=True), rtol=1e-10, atol=1e-12)
     for settings in ({"estimator": "stl"}, {"chunk": 2, "weight_filter": 0.1}):
@@ -219,7 +219,7 @@ def test_dreg_is_unbiased_with_an_observed_label(name):
 
 
 def dropped(model, objective, x):
-    """Loss and gradient under one state of torch's generator."""
+    """Computes the loss and gradient from a fixed state of torch's generator."""
     torch.manual_seed(5)
     return gradient(model, objective, x)
 
@@ -230,13 +230,13 @@ def test_dropout_is_replayed(estimator):
     model = VAE(3, [2], [[8]]).double()
     model.decoder.append(torch.nn.Dropout(0.5))
     x = X.expand(4, -1)
-    # one chunk: the masks of the plain form
+    # With one chunk, the dropout masks are those of the plain form.
     _, whole, _ = dropped(model, Objective(k=6, estimator=estimator), x)
     after = torch.rand(1)
     _, found, _ = dropped(model, Objective(k=6, estimator=estimator, chunk=6), x)
     torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-13)
-    assert torch.equal(torch.rand(1), after)  # the second pass leaves the generator where the first did
-    # the gradient of the decoder is that of the loss with the same masks
+    assert torch.equal(torch.rand(1), after)  # the second pass must leave the generator where the first did
+    # The gradient of the decoder must be that of the loss with the same masks.
     weight = model.output.logits.weight
     index = sum(p.numel() for p in itertools.takewhile(lambda p: p is not weight, model.parameters()))
     for chunk in (0, 2):
@@ -343,7 +343,7 @@ print((peak(2000) - first) / 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of Linux")
 def test_memory_does_not_grow_with_k():
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    # all at once takes 2000 x 10 x 784 logits, 60 MB, and as much for each of several layers
+    # All samples at once would take 2000 x 10 x 784 logits, 60 MB, and as much for each of several layers.
     assert float(done.stdout) < 30.0
 
 

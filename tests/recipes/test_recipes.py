@@ -1,4 +1,4 @@
-"""Recipes: schedules against values worked out by hand, checked settings, the registry."""
+"""Tests of the recipes: schedules against values worked out by hand, checked settings and the registry."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def test_burda_schedule_over_its_own_3280_epochs():
 def test_burda_schedule_is_scaled_to_the_epochs_that_are_run():
     rates = [Schedule("burda").scale(epoch, 328) for epoch in range(328)]
     stages = [round(-7 * math.log10(rate)) for rate in rates]
-    # a tenth of the stages' bounds 0, 1, 4, 13, 40, 121, 364, 1093, 3280, rounded up
+    # The stages end at a tenth of 0, 1, 4, 13, 40, 121, 364, 1093 and 3280, rounded up.
     assert [stages.count(i) for i in (3, 4, 5, 6, 7)] == [2, 9, 24, 73, 218]
     assert Schedule("burda").scale(0, 1) == 1.0
 

@@ -1,4 +1,4 @@
-"""The baselines: which rows they see, their error, and one error for what they cannot do."""
+"""Tests of the baselines: the rows that they see, their error rate, and one error for what they cannot do."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def one_thread(threads):
 
 
 class Fitted:
-    """A classifier that keeps what it was given and answers 0."""
+    """A classifier that keeps the data it was given and always answers 0."""
 
     def fit(self, x, y):
         self.x, self.y = x, y

@@ -1,4 +1,4 @@
-"""The published tables: complete and consistent, run once, resumed, and printed as they were measured."""
+"""Tests of the published tables: they are complete and consistent, run once, resume, and print what was measured."""
 
 import inspect
 import json
@@ -114,7 +114,7 @@ def test_a_first_stage_is_scaled():
 
 @pytest.fixture
 def toys(monkeypatch) -> Iterator[None]:
-    """A table of two recipes on the toy data."""
+    """Registers a table with two recipes on the toy data."""
     labels = {"labels": 8, "labelled_batch": 5}
     monkeypatch.setitem(registry.RECIPES, "toy", recipe(start_at_mean=False))
     monkeypatch.setitem(registry.RECIPES, "toy-m2", recipe(model=M2, start_at_mean=False, **labels))
@@ -134,7 +134,7 @@ def reproduce(out, name="toys-of-tests", **changes) -> tuple[str, list[str]]:
 
 
 def cells(text: str) -> dict[str, list[str]]:
-    """The cells of the table's rows by their titles."""
+    """Returns the cells of each table row by its title."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return {title: values for title, *values in rows}
 
@@ -161,7 +161,7 @@ def test_a_table(toys, tmp_path, monkeypatch):
     started = [json.loads((tmp_path / "runs" / "toy-fine" / f"seed-{s}" / "config.json").read_text())["recipe"] for s in (0, 1)]
     assert [run["start_from"] for run in started] == [str(tmp_path / "runs" / "toy" / f"seed-{s}") for s in (0, 1)]
 
-    for module, name in ((train, "fit"), (train, "resume"), (tables, "evaluate_bounds")):  # nothing is left to do
+    for module, name in ((train, "fit"), (train, "resume"), (tables, "evaluate_bounds")):  # nothing is left to run
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("a finished run is repeated"))
     assert cells(reproduce(tmp_path, seeds=2)[0]) == rows
 
@@ -187,7 +187,7 @@ def test_an_unfinished_run_goes_on(toys, tmp_path, monkeypatch):
 
 
 def every_epoch(init):
-    """Training options whose checkpoints are one epoch apart."""
+    """Wraps the initialiser of the training options so that checkpoints are one epoch apart."""
 
     def wrapped(self, folder, device, every, minutes, progress, figures):
         init(self, folder, device, 1, minutes, progress, figures)
@@ -221,7 +221,7 @@ def test_baselines_as_rows(toys, tmp_path, monkeypatch):
     run = baselines.run_baseline
     monkeypatch.setattr(
         tables, "run_baseline", lambda name, rows, labels, *rest: run(name, rows, labels - 92, *rest)
-    )  # of 61 rows
+    )  # the toy data has 61 rows
     rows = tuple(Row(name, f"baseline:{name}", {}) for name in ("logistic", "m1-svm"))
     monkeypatch.setitem(TABLES, "toys-of-tests", Table("Baselines", ("error",), rows))
     text, _ = reproduce(tmp_path, seeds=2)

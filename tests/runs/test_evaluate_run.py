@@ -1,4 +1,4 @@
-"""dgmfast evaluate on a whole run: its files, an interruption and what comes after it, another data set, and two processes."""
+"""Tests of dgmfast evaluate on a whole run: its files, interruptions and restarts, another data set, and two processes."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def run(trained, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory) -> dict[str, bytes]:
-    """The files of an evaluation in one go."""
+    """The files of an evaluation without an interruption."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("undisturbed") / "run"))
     torch.set_num_threads(1)
     call("evaluate", folder, *SAME, "--no-figures")
@@ -122,7 +122,7 @@ def test_another_data_set(run, monkeypatch):
 
 
 def interrupted(monkeypatch, after: int, stop) -> list[int]:
-    """Let the model's draw stop at one of its calls; a list to which each call is added."""
+    """Makes `stop` run at the call number `after` of the model's draw; returns a list that grows with each call."""
     draw, calls = VAE.draw, []
 
     def draw_or_stop(self, *arguments):
@@ -146,7 +146,7 @@ def test_the_same_command_goes_on_after_an_interruption(run, undisturbed, monkey
     assert len(partials(run)) == 1 and not (run / "evaluation.json").exists()
     again = interrupted(monkeypatch, 0, ctrl_c)
     result = call("evaluate", run, *SAME[:-1], "--no-figures")  # with progress
-    assert "continuing after 8 of 21 rows" in result.stderr and len(again) == 2  # of 3 blocks
+    assert "continuing after 8 of 21 rows" in result.stderr and len(again) == 2  # two of the three blocks
     assert (run / "evaluation.csv").read_bytes() == undisturbed["evaluation.csv"]
     told, expected = (json.loads(text) for text in ((run / "evaluation.json").read_bytes(), undisturbed["evaluation.json"]))
     assert {**told, "seconds": 0} == {**expected, "seconds": 0} and partials(run) == []
@@ -256,7 +256,7 @@ def test_both_processes_learn_of_an_error_of_one(run, tmp_path):
 
 
 def test_torchrun_gives_the_numbers_of_one_process(run, undisturbed):
-    """The documented command; only the first process speaks and writes."""
+    """The documented torchrun command must give the numbers of one process, and only the first process may print and write."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dgmfast"]
     command += ["evaluate", str(run), *SAME]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -1,4 +1,4 @@
-"""Several processes: whoever has an error tells it, once, with its rank, and the others stop within seconds."""
+"""Tests of several processes: the process with an error reports it once, with its rank, and the others stop within seconds."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def clean() -> dict[str, str]:
-    """The environment without what a launcher sets."""
+    """Returns the environment without the variables of a launcher."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", processes.RENDEZVOUS_SECONDS)
     return {name: value for name, value in os.environ.items() if name not in names}
 
@@ -39,7 +39,7 @@ def command(*arguments, **environment) -> subprocess.Popen[str]:
 
 
 def told(child: subprocess.Popen[str], seconds: float = 240.0) -> list[str]:
-    """The lines of an error with exit code 2."""
+    """Waits for a child that must end with exit code 2, and returns the lines of its standard error."""
     lines = child.communicate(timeout=seconds)[1].splitlines()
     assert child.returncode == 2, lines
     return lines
@@ -52,7 +52,7 @@ def told(child: subprocess.Popen[str], seconds: float = 240.0) -> list[str]:
     ("environment", "expected"),
     [
         ({}, (0, 1)),
-        ({"RANK": "1"}, (0, 1)),  # a scheduler's, of a single process
+        ({"RANK": "1"}, (0, 1)),  # a scheduler sets this for a single process
         ({"RANK": "x"}, (0, 1)),
         ({"WORLD_SIZE": "1", "RANK": "7"}, (0, 1)),
         ({"WORLD_SIZE": "3", "RANK": "2", "MASTER_ADDR": "host", "MASTER_PORT": "1234"}, (2, 3)),
@@ -99,13 +99,13 @@ def test_a_rank_in_the_environment_of_a_single_process_silences_nothing():
 
 
 def test_processes_that_do_not_meet_stop_with_a_sentence():
-    """A wrong host, and a second process that never comes."""
+    """Processes that cannot meet, because of a wrong address or a missing process, must stop with one sentence."""
     common = {"WORLD_SIZE": "2", "MASTER_PORT": free_port(), processes.RENDEZVOUS_SECONDS: "2"}
     start = time.monotonic()
     alone = command("train", "vae-digits", RANK="0", **common)
     elsewhere = command("train", "vae-digits", RANK="1", **{**common, "MASTER_PORT": free_port()})
     for child, rank in ((alone, ""), (elsewhere, " in process 1 of 2")):
-        lines = [line for line in told(child) if line.startswith("Error")]  # torch's own warnings may come before
+        lines = [line for line in told(child) if line.startswith("Error")]  # torch's own warnings may come first
         assert len(lines) == 1
         assert lines[0].startswith(f"Error{rank}: expected 2 processes (WORLD_SIZE) to meet at 127.0.0.1:")
         assert f"within 2 seconds ({processes.RENDEZVOUS_SECONDS})" in lines[0]
@@ -113,7 +113,7 @@ def test_processes_that_do_not_meet_stop_with_a_sentence():
 
 
 def test_an_error_of_the_second_process_alone_is_told_by_it(tmp_path):
-    """The second process cannot read the data."""
+    """If only the second process cannot read the data, that process must report the error."""
     digits = "from dgmfast import cli, data; import os, sys\nfrom dgmfast.errors import InputError\nload = data.load\n"
     digits += "def broken(*a):\n    if os.environ['RANK'] == '1': raise InputError('no data here')\n    return load(*a)\n"
     (tmp_path / "child.py").write_text(f"{digits}data.load = broken\ncli.main(sys.argv[1:])\n")
@@ -140,7 +140,7 @@ def test_an_error_that_all_processes_have_is_told_once(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_too_few_labelled_rows_for_batch_normalisation_leave_no_folder(batch, tmp_path):
-    """Two processes share the labelled rows of a batch; the corrected command then begins the run."""
+    """Too few labelled rows per process must leave no folder behind, so that the corrected command can start the run."""
     run = tmp_path / "run"
     arguments = ["train", "adgm-moons", "--epochs", "1", "--no-figures", "--no-progress", "--out", str(run)]
     setting = ["--set", f"labelled_batch={batch}", "--set", "batch_size=100"]
@@ -162,5 +162,5 @@ def test_an_instruction_set_that_there_is_none_of_is_one_line():
 
 @pytest.mark.parametrize("count", ["0", "33000", "99999999999999999999"])
 def test_a_number_of_threads_that_no_machine_has(count):
-    """OpenMP ended in a segmentation fault."""
+    """An impossible number of threads must be refused; it once ended in a segmentation fault of OpenMP."""
     assert "--threads" in told(command("sample", "/nowhere", "--threads", count))[-1]

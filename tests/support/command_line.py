@@ -1,4 +1,4 @@
-"""The command line as the tests call it."""
+"""Calls of the command line for tests."""
 
 from click.testing import CliRunner
 
@@ -12,7 +12,7 @@ def call(*arguments, code=0):
 
 
 def refused(*arguments):
-    """The one line of an error with exit code 2."""
+    """Asserts that the command ends with exit code 2 and one line of error, and returns that line."""
     lines = call(*arguments, code=2).stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("Error: "), lines
     return lines[0]

@@ -1,4 +1,4 @@
-"""Small data files in the public formats, and what is checked of every reader."""
+"""Small data files in the public formats, and the checks that every reader must pass."""
 
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 @contextmanager
 def raises(*parts: object) -> Iterator[None]:
-    """An InputError of one sentence that holds every part."""
+    """Asserts that the block raises an InputError of one sentence that contains every part."""
     with pytest.raises(InputError) as caught:
         yield
     message = str(caught.value)
@@ -31,7 +31,7 @@ def raises(*parts: object) -> Iterator[None]:
 
 
 def write_mnist(folder: Path, arrays: Sequence[np.ndarray], monkeypatch: pytest.MonkeyPatch, zipped: bool = False) -> None:
-    """The four files of MNIST with other images and labels, which then count as the right ones."""
+    """Writes the four files of MNIST with the given arrays, and makes their checksums the expected ones."""
     folder.mkdir(exist_ok=True)
     for name, array in zip(mnist.MD5, arrays, strict=True):
         raw = idx_bytes(array)
@@ -40,7 +40,7 @@ def write_mnist(folder: Path, arrays: Sequence[np.ndarray], monkeypatch: pytest.
 
 
 def check(split: data.Split, rows: int, pixels: int, binary: bool, classes: int | None) -> None:
-    """Shapes, dtypes and ranges of grey or binary images, with every class among the labels."""
+    """Asserts the shape, dtype and range of grey or binary images, and that every class occurs among the labels."""
     assert split.x.shape == (rows, pixels) and split.x.dtype == torch.float32 and split.x.is_contiguous()
     assert split.x.min() == 0 and split.x.max() == 1
     if binary:

@@ -1,7 +1,7 @@
-"""What the tests of the model family share: tiny models, and their densities a second time, on torch.distributions.
+"""Tiny models of the family for tests, and a second implementation of their densities on torch.distributions.
 
-`factors` writes every model down again from the thesis, on plain concatenated inputs [h, x, onehot(y)] and without
-`dgmfast.ops`: the tests compare the models' bounds with it and integrate it.
+`factors` implements every model again from the thesis, on plain concatenated inputs [h, x, onehot(y)] and without `dgmfast.ops`.
+The tests compare the models' bounds with it and integrate it.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 LABELLED = [variant for variant, (_, settings) in TINY.items() if "num_classes" in settings]
 UNLABELLED = [variant for variant in TINY if variant not in LABELLED]
-LADDER = ["lvae", "fame", "fame-noconcat"]  # whose q merges with p
-BATCH_NORM = [variant for variant in TINY if variant != "vae"]  # every model once; the VAE with two layers
+LADDER = ["lvae", "fame", "fame-noconcat"]  # q of these models merges with p
+BATCH_NORM = [variant for variant in TINY if variant != "vae"]  # each model once; the VAE with two layers
 
 
 def make(variant: str, seed: int = 0, scale: float = 1.0, **overrides: Any) -> GenerativeModel:
-    """A tiny model in float64, with every parameter and batch statistic away from its initial value."""
+    """Returns a tiny model in float64 with random parameters and batch statistics."""
     name, settings = TINY[variant]
     model = models.create(name, **{"x_dim": D, **settings, **overrides}).double()
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ def zero(model: GenerativeModel) -> GenerativeModel:
 
 
 def is_inference(name: str) -> bool:
-    """Whether a module or parameter of this name belongs to q."""
+    """Returns whether a module or parameter of this name belongs to q."""
     return name.removeprefix("m1.").startswith("q")
 
 
@@ -110,17 +110,17 @@ def binary(rows: int, dim: int = D) -> Tensor:
 
 
 def labels(rows: int) -> Tensor:
-    """Every class in turn, from the second on."""
+    """Returns labels that run through the classes, beginning with the second."""
     return (torch.arange(rows) + 1) % Y
 
 
 def within(difference: Tensor, dim: int, errors: float = 4.0) -> Tensor:
-    """Whether the mean of independent draws along `dim` is zero within so many standard errors."""
+    """Returns whether the mean of independent draws along `dim` is zero within `errors` standard errors."""
     return difference.mean(dim).abs() <= errors * difference.std(dim) / math.sqrt(difference.shape[dim]) + 1e-12
 
 
 def difference_quotients(value: Callable[[], Tensor], parameters: list[Tensor], step: float = 1e-4) -> Iterator[Tensor]:
-    """The central finite differences of value(), of fourth order, in every element of each of the parameters."""
+    """Yields the fourth-order central finite differences of value() in every element of each parameter."""
     for parameter in parameters:
         flat, slopes = parameter.data.view(-1), []
         for i, start in enumerate(flat.tolist()):
@@ -144,7 +144,7 @@ def join(*parts: Tensor | None) -> Tensor:
 
 
 def network(net: ConditionalMLP, h: Tensor, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-    """The layers of `net` on the concatenation of its inputs."""
+    """Applies the layers of `net` to the concatenation of its inputs."""
     weight = torch.cat([w for w in (net.weight, net.context_weight, net.label_weight) if w is not None], 1)
     hidden = F.linear(join(h, x, y), weight, net.bias)
     return net.rest(ACTIVATIONS[net.activation]()(hidden if net.norm is None else net.norm(hidden)))
@@ -171,9 +171,9 @@ def categorical(net: ConditionalCategorical, h: Tensor, x: Tensor | None = None)
 
 
 class Pixels(Distribution):
-    """Bernoulli pixels whose logits are plain convolutions of an image of c and of x before it, c [..., condition·H·W].
+    """Bernoulli pixels whose logits are plain convolutions of c [..., condition·H·W] and of the earlier pixels of x.
 
-    The mean is at the x that is given.
+    The mean is taken at the given x.
     """
 
     def __init__(self, net: PixelCNNDecoder, c: Tensor, x: Tensor) -> None:
@@ -221,7 +221,7 @@ def merge(q: Independent, p: Independent) -> Independent:
 
 @singledispatch
 def factors(model: GenerativeModel, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors, Factors]:
-    """The factors of p and of q at x [B, 1, D], the latents v [B, k, ·] and a one-hot y [B, 1, Y], by what they are of."""
+    """Returns the factors of p and q by their variables, at x [B, 1, D], latents v [B, k, ·] and a one-hot y [B, 1, Y]."""
     raise NotImplementedError(type(model))
 
 
@@ -297,7 +297,7 @@ def _(model: CaGeM, x: Tensor, v: dict[str, Tensor], y: Tensor) -> tuple[Factors
 def densities(
     model: GenerativeModel, x: Tensor, v: dict[str, Tensor], y: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Factors, Factors]:
-    """log p and log q of everything at x [B, D], v [B, k, ·] and the labels y [B], each [B, k]; and the factors themselves."""
+    """Returns log p and log q by variable, [B, k] each, and the factors, at x [B, D], v [B, k, ·] and labels y [B]."""
     p, q = factors(model, x.unsqueeze(1), v, F.one_hot(y, Y).to(x.dtype).unsqueeze(1))
     values = {**v, "x": x.unsqueeze(1), "y": y.unsqueeze(1)}
     return *({name: f.log_prob(values[name]) for name, f in group.items()} for group in (p, q)), p, q

@@ -1,4 +1,4 @@
-"""Measurements as `python -m bench` writes them."""
+"""Measurements in the form that `python -m bench` writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(contender: str, seconds: float | None, **columns: object) -> store.Row:
-    """A measurement as `python -m bench` writes it; None is a contender that was wrong."""
+    """Returns one measurement as `python -m bench` writes it; without seconds, the contender was wrong."""
     shared = {"case": "importance_bound", "shape": "100x5000", "mode": "forward", "dtype": "float32", "threads": 2}
     shared |= {"malloc": "default", "captured": False, "contender": contender, "units": 1, "note": "", "error": 1e-7}
     machine = {"device": "cpu", "cpu": "a processor", "cores": 2, "isa": "avx2", "torch": "2.13.0", "commit": "0123456789ab"}

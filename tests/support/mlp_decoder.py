@@ -1,4 +1,4 @@
-"""Decoders for the tests of mlp_bernoulli_log_prob, as tensors by name: its lists do not fit the table of op_cases."""
+"""Decoders as tensors by name, for the tests of mlp_bernoulli_log_prob, whose lists do not fit the table of op_cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Tensors:
-    """h, w0, b0, w1, b1, ..., x; widths of h, the hidden layers and x. The weights keep the size of what they multiply."""
+    """Returns h, w0, b0, w1, b1, ..., x for the widths of h, the hidden layers and x; the weights preserve scale."""
     generator = torch.Generator().manual_seed(4)
     shapes = {"h": (*leading, widths[0])}
     for i, (before, after) in enumerate(pairwise(widths)):
@@ -35,7 +35,7 @@ def draw(
 
 
 def arguments(tensors: Tensors, activation: str | None = None) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, str | None]:
-    """In the order of the schema."""
+    """Returns the arguments in the order of the schema."""
     layers = range(len(tensors) // 2 - 1)
     return tensors["h"], [tensors[f"w{i}"] for i in layers], [tensors[f"b{i}"] for i in layers], tensors["x"], activation
 

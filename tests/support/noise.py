@@ -9,6 +9,6 @@ from dgmfast import ops
 
 
 def noise(rows: int, samples: int, dim: int, device: str = "cpu", dtype: torch.dtype = torch.float64, **key: object) -> Tensor:
-    """The standard normals themselves: draws of N(0, I)."""
+    """Returns the standard normals of a key, as draws of N(0, I)."""
     zero = torch.zeros(rows, dim, device=device, dtype=dtype)
     return ops.gaussian_sample(zero, zero, samples, **{"seed": 0, **key})[0]

@@ -1,4 +1,4 @@
-"""The table of cases that the checks common to all ops run over, and the tolerance rule."""
+"""The table of cases for the checks common to all ops, and the tolerance rule."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def dtypes_of(device: str) -> list[torch.dtype]:
-    """What the ops take on a device."""
+    """Returns the dtypes that the ops accept on a device."""
     return [torch.float32, torch.float64] + ([torch.bfloat16, torch.float16] if device == "cuda" or _C.cuda_on_host else [])
 
 
 def available_isas() -> list[str]:
-    """The CPU paths that this processor can run."""
+    """Returns the instruction sets that this processor can run."""
     active, available = _C.isa(), []
     for name in ("baseline",) if _C.cuda_on_host else ("baseline", "avx2", "avx512"):
         try:
@@ -32,12 +32,12 @@ def available_isas() -> list[str]:
 
 
 ISAS = available_isas()
-PATHS = ISAS + [device for device in DEVICES if device != "cpu"]  # every kernel there is: one per instruction set, and CUDA's
+PATHS = ISAS + [device for device in DEVICES if device != "cpu"]  # every kernel: one per instruction set, and CUDA's
 
-# around the widths of vectors (4 to 16), the groups of 64 of the noise, the blocks of 256 columns and of 4096 summands
+# These are around the widths of vectors (4 to 16), the noise's groups of 64, and blocks of 256 columns and of 4096 summands.
 SIZES = [1, 3, 17, 63, 64, 65, 255, 256, 257, 784, 4097]
 
-# how the float64 CPU values of an argument are drawn, by the kind of the argument
+# How the float64 values of each kind of argument are drawn, on the CPU.
 DRAWS: dict[str, Callable[[Sequence[int], torch.Generator], Tensor]] = {
     "mean": lambda shape, g: 2.0 * torch.randn(shape, generator=g, dtype=torch.float64),
     "log_var": lambda shape, g: 1.5 * torch.randn(shape, generator=g, dtype=torch.float64),
@@ -55,7 +55,7 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-# the tensor arguments in the schema's order, for the ops that may leave some out
+# The tensor arguments in the order of the schema, for ops that may leave some out.
 SLOTS = {
     "gaussian_kl": ["mean_q", "log_var_q", "mean_p", "log_var_p"],
     "gaussian_log_prob": ["x", "mean", "log_var"],
@@ -63,8 +63,8 @@ SLOTS = {
     "linear_bernoulli_log_prob": ["h", "weight", "bias", "x"],
 }
 
-# Most arguments have the shape [..., dim], with the leading dimensions and the dim of the case. These have another one: `...`
-# stands for the leading dimensions, "dim" for the dim of the case, "rows" for its first leading dimension.
+# Most arguments have the shape [..., dim], with the leading dimensions and the dim of the case. The arguments below have another
+# shape: `...` stands for the leading dimensions, "dim" for the dim of the case, and "rows" for its first leading dimension.
 Shape = tuple[object, ...]
 USUAL_SHAPE: Shape = (..., "dim")
 SHAPES: dict[str, dict[str, Shape]] = {
@@ -79,10 +79,10 @@ class Case:
 
     id: str
     op: str
-    kinds: dict[str, str]  # tensor argument -> kind; optional arguments that are not named are left out
+    kinds: dict[str, str]  # tensor argument -> kind; optional arguments that are not listed are left out
     kwargs: dict[str, object] = field(default_factory=dict)
     leading: tuple[int, ...] = (3,)  # the usual leading dimensions
-    ranks: tuple[int, int] = (0, 4)  # how many there may be
+    ranks: tuple[int, int] = (0, 4)  # the smallest and largest number of leading dimensions
 
     @property
     def names(self) -> list[str]:
@@ -94,22 +94,22 @@ class Case:
 
     @property
     def has_products(self) -> bool:
-        """Whether a library multiplies matrices, whose bits depend on the processor, the layout and the number of threads."""
+        """Whether a library multiplies matrices. Its bits depend on the processor, the layout and the number of threads."""
         return self.op in ("label_linear", "linear_bernoulli_log_prob")
 
     def symbolic_shape(self, name: str) -> Shape:
         return SHAPES.get(self.op, {}).get(name, USUAL_SHAPE)
 
     def has_leading(self, name: str) -> bool:
-        """Whether an argument has leading dimensions, which broadcast."""
+        """Returns whether an argument has leading dimensions, which broadcast."""
         return ... in self.symbolic_shape(name)
 
     def has_rows(self, name: str) -> bool:
-        """Whether an argument has the first leading dimension."""
+        """Returns whether an argument has the first leading dimension."""
         return self.has_leading(name) or "rows" in self.symbolic_shape(name)
 
     def shape(self, name: str, leading: Sequence[int], dim: int, rows: int) -> tuple[int, ...]:
-        """The shape of an argument; `rows` is the first leading dimension of the case."""
+        """Returns the shape of an argument; `rows` is the first leading dimension of the case."""
         sizes: dict[object, tuple[int, ...]] = {...: tuple(leading), "dim": (dim,), "rows": (rows,)}
         return sum((sizes.get(size, (size,)) for size in self.symbolic_shape(name)), ())
 
@@ -129,7 +129,7 @@ class Case:
         seed: int = 0,
         shapes: Sequence[Sequence[int]] | None = None,
     ) -> Tensors:
-        """Random arguments of shape [*leading, dim], or each of its own [..., dim]."""
+        """Returns random arguments with the leading dimensions `leading` and `dim`, or with one entry of `shapes` each."""
         generator = torch.Generator().manual_seed(seed)
         usual = (*(self.leading if leading is None else leading), dim)
         rows = (*(usual if shapes is None else shapes[0]),)[0]
@@ -141,7 +141,7 @@ class Case:
         return drawn
 
     def positional(self, tensors: Tensors) -> tuple[object, ...]:
-        """The arguments as the schema of torch.ops.dgmfast.<op> orders them."""
+        """Returns the arguments in the order of the schema of torch.ops.dgmfast.<op>."""
         if self.op == "gaussian_sample":
             keys = {"k": 1, "seed": 0, "seed_tensor": None, "stream": 0, "first_row": 0, "first_sample": 0} | self.kwargs
             if isinstance(keys["seed"], Tensor):
@@ -151,7 +151,7 @@ class Case:
         return (*(tensors.get(name) for name in slots), *self.kwargs.values())
 
     def backward_positional(self, tensors: Tensors, outputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[object, ...]:
-        """What follows the gradients of the outputs in the schema of torch.ops.dgmfast.<op>_backward."""
+        """Returns the arguments that follow the outputs' gradients in the schema of torch.ops.dgmfast.<op>_backward."""
         arguments = self.positional(tensors)
         if self.op == "importance_bound":
             return (arguments[0], self.kwargs.get("dim", -1))
@@ -202,18 +202,18 @@ CASES = [
     Case("layer", "label_linear", _without(LAYER, "bias")),
     *(Case(f"layer_{name}", "label_linear", LAYER, {"activation": name}) for name in ACTIVATIONS),
 ]
-# one case per op, with all its arguments
+# One case per op, with all its arguments.
 FULL = [
     case
     for case in CASES
     if case.id in ("kl", "log_prob", "sample_k", "merge", "bernoulli", "decoder_k", "bound", "labels", "layer_tanh")
 ]
-# the ops with several arguments [..., D], which broadcast
+# The cases with several arguments [..., D], which broadcast.
 BROADCASTING = [case for case in CASES if len(case.kinds) > 1 and case.op != "linear_bernoulli_log_prob"]
 
 
 def evaluate(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, weights: Sequence[Tensor] | None = None) -> Tensors:
-    """The outputs by number and the gradients of Σ weights · outputs (of their sum without weights) by argument."""
+    """Returns the outputs by number, and by argument the gradients of Σ weights · outputs; without weights, those of the sum."""
     leaves = {name: t.detach().requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
     outputs = function(**leaves)
     if weights is None:
@@ -225,7 +225,7 @@ def evaluate(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, weig
 
 
 def output_weights(outputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
-    """Random weights for the outputs, so that a gradient that ignores its incoming gradient is found out."""
+    """Returns random weights for the outputs, which reveal a backward pass that ignores its incoming gradient."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
 
@@ -235,7 +235,7 @@ def double(tensors: Tensors) -> Tensors:
 
 
 def assert_same_calls(case: Case, got: Tensors, expected: Tensors) -> None:
-    """Bit-equal; where a library multiplies matrices, equal to the rounding of sums of a few hundred terms."""
+    """Asserts equal bits or, where a library multiplies matrices, equality to the rounding of sums of a few hundred terms."""
     if not case.has_products:
         return assert_same(got, expected)
     assert got.keys() == expected.keys()
@@ -246,26 +246,26 @@ def assert_same_calls(case: Case, got: Tensors, expected: Tensors) -> None:
 
 
 def assert_same(got: Tensors, expected: Tensors) -> None:
-    """Bit-equal, NaN where NaN."""
+    """Asserts equal bits, with NaN in the same places."""
     assert got.keys() == expected.keys()
     for name, value in got.items():
         assert value.shape == expected[name].shape, name
         assert torch.equal(value.nan_to_num(123.0), expected[name].nan_to_num(123.0)), name
 
 
-# Roundings that an op may have beyond twice the error of the reference: its exp and log are right to 2 ulp where torch's are
-# to 1, and it sums a row in another order. In float64 the reference is its own truth, rounded as often as the op is.
+# Roundings that an op may have beyond twice the error of the reference. Its exp and log are right to 2 ulp where torch's are
+# right to 1, and it sums a row in another order. In float64 the reference is its own truth, and is rounded as often as the op.
 FLOOR = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 
 
 def assert_within_tolerance(
     got: Tensors, own: Tensors, truth: Tensors, log_size: float = 0.0, least_gradient: float = 0.0
 ) -> None:
-    """The rule: error against float64 ≤ 2 × the reference's own error in this dtype, plus a few roundings.
+    """Asserts the rule: error against float64 ≤ 2 × the reference's own error in this dtype, plus a few roundings.
 
-    A rounding is that of the largest value, and of 1 nat for outputs, which sum numbers near 1. Gradients that are the
-    exponential of a logarithm of size `log_size` carry the rounding of that logarithm; those that are recovered from an output
-    of size 1 carry the rounding of that, which a gradient of size `least_gradient` has.
+    A rounding is relative to the largest value and, for outputs, at least to 1 nat, because outputs sum numbers near 1. A
+    gradient that is the exponential of a logarithm of size `log_size` has the rounding of that logarithm. A gradient that is
+    computed from an output of size 1 has the rounding of that output, which is relative to the size `least_gradient`.
     """
     assert got.keys() == truth.keys()
     for name, value in got.items():
@@ -286,12 +286,12 @@ def assert_within_tolerance(
 
 
 def assert_matches_reference(case: Case, tensors: Tensors) -> None:
-    """Values and gradients of the op against the float64 reference of the same (rounded) arguments."""
+    """Asserts that values and gradients match the float64 reference of the same (rounded) arguments."""
     outputs = [out.detach() for out in case.reference(**tensors)]
     weights = output_weights(outputs)
     truth = evaluate(case.reference, double(tensors), [w.double() for w in weights])
     log_size = float(outputs[0].abs().max()) if case.op == "importance_bound" and outputs[0].numel() else 0.0
     got, own = evaluate(case.call, tensors, weights), evaluate(case.reference, tensors, weights)
-    # tanh's derivative 1 − out², on its way multiplied with the arguments
+    # The derivative 1 − out² of tanh is multiplied by the arguments.
     sizes = [float(t.abs().max()) for t in tensors.values() if t.numel()] if case.op == "label_linear" else []
     assert_within_tolerance(got, own, truth, log_size, least_gradient=max(sizes, default=0.0))

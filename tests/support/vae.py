@@ -24,7 +24,7 @@ def make(device: str = "cpu", seed: int = 0, **settings: object) -> models.VAE:
 
 
 def log_px_by_quadrature(model: models.VAE, x: torch.Tensor) -> torch.Tensor:
-    """log ∫ p(x|z) N(z; 0, 1) dz of a model with one one-dimensional latent, by the trapezoidal rule."""
+    """Returns log ∫ p(x|z) N(z; 0, 1) dz by the trapezoidal rule, for a model with a single one-dimensional latent."""
     z = torch.linspace(-12, 12, 4001, dtype=torch.float64)
     log_joint = reference.bernoulli_log_prob(model.output.logits(model.decoder(z.view(1, -1, 1))), x.unsqueeze(1))
     log_joint = log_joint + reference.gaussian_log_prob(z.view(1, -1, 1))

@@ -1,4 +1,4 @@
-"""Data-parallel training on two gloo processes against one: same batches, same gradients, same parameters within rounding."""
+"""Tests that data-parallel training on two gloo processes equals one process: batches, gradients and, to rounding, parameters."""
 
 import itertools
 import json
@@ -22,9 +22,10 @@ from dgmfast.runs import folder as run_folder
 from dgmfast.runs.processes import Loss, RowSyncBatchNorm, _synchronise_batch_norm
 
 QUIET = {"progress": False, "figures": False}
-SIZES = (7, 2, 1)  # batches of odd, even and too few rows
-SETTINGS = {"epochs": 2, "objective": Objective(k=3)}  # 61 rows in batches of 20: the last batch leaves one process without a row
-# two stages, in each of which some parameters have no gradient
+SIZES = (7, 2, 1)  # an odd batch, an even one, and one with too few rows
+# With 61 rows in batches of 20, the last batch leaves one process without a row.
+SETTINGS = {"epochs": 2, "objective": Objective(k=3)}
+# The recipe has two stages, in each of which some parameters have no gradient.
 STAGED = {
     "model": {"name": "m1m2", "latent": [3, 2], "hidden1": [8], "hidden2": [6], "pretrain_epochs": 1, "num_classes": 4},
     "epochs": 2,
@@ -33,7 +34,7 @@ STAGED = {
     "start_at_mean": False,
 }
 
-# Runs in each of the two processes; the first one writes what the tests read.
+# This script runs in each of the two processes; the first one writes what the tests read.
 CHILD = """
 import sys
 import torch
@@ -88,7 +89,7 @@ def model():
 
 
 def gradient(net, loss, size, group):
-    """The gradient of the mean loss over a batch of `size` rows, on this process's part of it."""
+    """Returns the gradient of the mean loss over a batch of `size` rows, from this process's part of it."""
     batch = dataset().train.x[:size].round()
     begin, end = group.shard(size)
     rows = batch[begin:end] if end > begin else batch[:1]
@@ -99,7 +100,7 @@ def gradient(net, loss, size, group):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    """What the child script wrote on two processes."""
+    """The files that the child script wrote in two processes."""
     out = tmp_path_factory.mktemp("two")
     (out / "child.py").write_text(CHILD)
     with socket.socket() as free:
@@ -144,7 +145,7 @@ def test_parameters_and_metrics_are_those_of_one_process_within_rounding(two_pro
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
     for mine, theirs in zip(metrics(one_process), metrics(two_processes / "two"), strict=True):
-        units = [record.pop("kl_units") for record in (mine, theirs)]  # approx takes no dict in a dict
+        units = [record.pop("kl_units") for record in (mine, theirs)]  # approx cannot compare nested dicts
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
         assert all(units[1][layer] == pytest.approx(kl, rel=1e-4, abs=1e-4) for layer, kl in units[0].items())
 
@@ -174,7 +175,7 @@ def test_all_processes_learn_of_an_error_of_the_first(two_processes):
 
 
 def test_torchrun(tmp_path):
-    """The documented command; only the first process speaks and writes."""
+    """The documented torchrun command must train, and only the first process may print and write."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dgmfast"]
     command += ["train", "vae-digits", "--epochs", "1", "--no-figures", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -194,7 +195,7 @@ def test_the_parts_of_a_batch_cover_it_evenly(rows, size):
 
 def test_batch_normalisation_is_replaced_with_its_state():
     net = create("vae", x_dim=16, latent=[3], hidden=[[8]], batch_norm=True)
-    net.elbo(torch.rand(30, 16).round(), seed=0)  # moves the running statistics
+    net.elbo(torch.rand(30, 16).round(), seed=0)  # this moves the running statistics
     before = {name: value.clone() for name, value in net.state_dict().items()}
     layers = sum(isinstance(module, RowBatchNorm) for module in net.modules())
     x = torch.rand(5, 16).round()

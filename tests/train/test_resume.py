@@ -1,4 +1,4 @@
-"""A run that was killed, at any moment, ends bit for bit like one that was not; a damaged one says so."""
+"""Tests that a run killed at any moment ends bit for bit like an uninterrupted one, and that a damaged run is reported."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from dgmfast.runs import folder as run_folder
 QUIET = {"progress": False, "figures": False}
 EPOCHS = 6
 
-# Forks one process per moment. Each trains with a checkpoint every second epoch, and dies of SIGKILL in a function, at its
-# n-th call, before, after or halfway through it.
+# Forks one process per moment. Each trains with a checkpoint every second epoch, and SIGKILL ends it at the n-th call of a
+# function, before, after or halfway through the call.
 KILLER = """
 import importlib, json, os, signal, sys
 import torch
@@ -75,13 +75,13 @@ MOMENTS = {
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
-    """As the child process has."""
+    """Uses one thread, as the child process does."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def killed_runs(tmp_path_factory) -> dict[str, Path]:
-    """One run per moment, each killed there."""
+    """The folders of runs that were killed, one per moment."""
     base = tmp_path_factory.mktemp("killed")
     (base / "killer.py").write_text(KILLER)
     folders = {moment: base / str(i) for i, moment in enumerate(MOMENTS)}
@@ -119,7 +119,7 @@ def test_killed(moment, killed_runs, whole_run, recwarn):
 
 
 def test_killed_from_outside(tmp_path):
-    """At a moment that nobody chose, through the command line, on the digits."""
+    """A run of the digits that is killed from outside, at an arbitrary moment, must end like an uninterrupted one."""
     settings = {"epochs": 40, "model.hidden": [[16]], "eval_every": 2}
     command = [sys.executable, "-m", "dgmfast", "train", "vae-digits", "--threads", "1", "--no-figures", "--no-progress"]
     command += [text for name, value in settings.items() for text in ("--set", f"{name}={json.dumps(value)}")]
@@ -208,7 +208,7 @@ def test_a_flipped_byte_anywhere(tmp_path):
         except InputError as error:
             assert "state.pt: expected" in str(error) and "\n" not in str(error)
             found += 1
-        else:  # between the parts of the archive
+        else:  # the flipped byte is between the parts of the archive
             assert all(torch.equal(state["model"][name], expected[name]) for name in state["model"])
             assert state["epoch"] == 1
     assert found > 20
@@ -243,7 +243,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path, whole_run):
-    """Its Gaussian heads have a layer called spread, and its settings a max_norm."""
+    """A run of an earlier version must resume; it has a layer called spread in its Gaussian heads, and a max_norm."""
     train.fit(recipe(epochs=2), tmp_path, dataset=dataset(), checkpoint_every=2, **QUIET)
     state = run_folder.load_state(tmp_path)
     settings = json.loads(state["recipe"])

@@ -1,4 +1,4 @@
-"""The training loop: what it learns, writes and refuses."""
+"""Tests of the training loop: what it learns, what it writes and what it refuses."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ QUIET = {"progress": False, "figures": False}
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
-    """Tiny models gain nothing from more, and lose much where the machine is busy."""
+    """Uses one thread: tiny models gain nothing from more, and lose much on a busy machine."""
     torch.set_num_threads(1)
 
 
@@ -42,7 +42,7 @@ def resume(folder, changes=None, **options):
 
 def test_derive_seed_is_fixed_and_in_range():
     assert derive_seed(0, "noise", 0, 0) == derive_seed(0, "noise", 0, 0)
-    assert derive_seed(1, "init") == 7526557544683443979  # a change would break every run's resume
+    assert derive_seed(1, "init") == 7526557544683443979  # no run could be resumed if this number changed
     assert all(0 <= derive_seed(seed, "x") < 2**63 for seed in range(1000))
 
 
