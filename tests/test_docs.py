@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dgmfast import models, nn
+from dgmfast.recipes.registry import RECIPES
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -30,8 +33,19 @@ def name(page: Path) -> str:
 WITH_CODE = [page for page in PAGES if code(page).strip()]
 
 
+@pytest.fixture
+def unregistered():
+    """Removes the names that a page registers."""
+    tables = models.MODELS, nn.OUTPUTS, RECIPES
+    before = [dict(table) for table in tables]
+    yield
+    for table, names in zip(tables, before, strict=True):
+        table.clear()
+        table.update(names)
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
-def test_the_code_runs(page, tmp_path, monkeypatch):
+def test_the_code_runs(page, tmp_path, monkeypatch, unregistered):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "log_likelihood: a few samples dominate")

@@ -262,7 +262,7 @@ def test_by_default_at_most_a_minute_and_an_epoch_are_lost(tmp_path, monkeypatch
     now, saved = [1000.0], []
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     save = loop._Training._save_state
-    monkeypatch.setattr(loop._Training, "_save_state", lambda self, metrics: (saved.append(self.epoch), save(self, metrics)))
+    monkeypatch.setattr(loop._Training, "_save_state", lambda self, *a: (saved.append(self.epoch), save(self, *a)))
     steps = loop._Training._steps
     monkeypatch.setattr(loop._Training, "_steps", lambda self, *a: (now.__setitem__(0, now[0] + 25.0), steps(self, *a))[1])
     train.fit(recipe(epochs=7), tmp_path, dataset=dataset(), **QUIET)

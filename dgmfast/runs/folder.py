@@ -366,7 +366,8 @@ def load_dataset(recipe: Recipe, folder: Path | None = None, data_dir: str | Pat
             raise InputError(f"data must be a name or a path, because there is no run folder; got {OWN_DATA}")
         dataset = data.load_saved(folder / OWN_DATA)
     else:
-        dataset = data.load(recipe.data, data_dir, recipe.data_options)
+        options = (recipe.data_options,) if recipe.data_options else ()
+        dataset = data.load(recipe.data, data_dir, *options)
     if folder is not None and is_own(recipe):
         try:
             digest = parse_json((folder / CONFIG).read_text()).get("data_digest")

@@ -210,7 +210,7 @@ def test_values_as_python_writes_them():
         (["sample", "RUN", "--out", "RUN/config.json/x.png"], "RUN/config.json"),
         (["train", "vae-digits", "--out", "RUN"], "--resume"),
         (["train", "iwae-digits", "--out", "RUN", "--resume"], "cannot change name"),
-        (["train", "--out", "RUN", "--resume", "--lr", "1"], "cannot change learning_rate"),
+        (["train", "--out", "RUN", "--resume", "--batch-size", "1"], "cannot change batch_size"),
     ],
 )
 def test_a_wrong_call_on_a_run(arguments, told, run):

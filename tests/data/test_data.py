@@ -106,8 +106,9 @@ def test_unreadable_file(tmp_path):
 
 
 def test_names_and_unknown_name():
-    files = ["mnist", "mnist-444", "mnist-static", "omniglot", "omniglot-burda", "svhn", "svhn-train", "norb", "norb-single"]
-    assert data.names() == ["digits", "moons", "potential", *files]
+    mnist = ["mnist", "mnist-444", "mnist-static", "fashion-mnist", "kmnist"]
+    files = ["omniglot", "omniglot-burda", "svhn", "svhn-train", "norb", "norb-single"]
+    assert data.names() == ["digits", "moons", "potential", *mnist, *files]
     with raises("load: name must be one of digits, moons", "got 'cifar'"):
         data.load("cifar")
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dgmfast import data, evaluate, models, train
 from dgmfast.errors import InputError
 from dgmfast.models import GenerativeModel
 from dgmfast.objectives import Objective
+from dgmfast.recipes import Recipe
 
 TAKE_X: dict[str, Callable[[GenerativeModel, Tensor], object]] = {
     "elbo": lambda m, x: m.elbo(x),
@@ -80,6 +82,11 @@ def test_a_pixelcnn_refuses_it_too() -> None:
         model.complete(x, torch.ones(6, dtype=torch.bool))
 
 
+def bernoulli(**settings: Any) -> Recipe:
+    """The toy recipe with a likelihood that does not follow from the data."""
+    return toy.recipe(**settings).override({"model.likelihood": "bernoulli"})
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_training_refuses_it_before_the_first_step(tmp_path, split: str) -> None:
     good = toy.dataset()
@@ -88,7 +95,7 @@ def test_training_refuses_it_before_the_first_step(tmp_path, split: str) -> None
     x[4] *= 255.0
     bad = replace(good, kind="real", **{split: data.Split(x, part.y)})
     with pytest.raises(InputError, match=rf"^{split} split of toy: x must lie in \[0, 1\].*; got .* in row 4$"):
-        train.fit(toy.recipe(binarize=False), tmp_path / "run", dataset=bad, progress=False, figures=False)
+        train.fit(bernoulli(binarize=False), tmp_path / "run", dataset=bad, progress=False, figures=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -97,9 +104,9 @@ def test_training_refuses_levels_that_no_scale_brings_to_the_support(tmp_path) -
     train_split, test_split = (data.Split((255.0 * part.x).to(torch.uint8), part.y) for part in (good.train, good.test))
     levels = replace(good, kind="levels", train=train_split, test=test_split)
     with pytest.raises(InputError, match=r"^train split of toy: x must lie in \[0, 1\].* in row 0$"):
-        train.fit(toy.recipe(binarize=True), tmp_path / "run", dataset=levels, progress=False, figures=False)
+        train.fit(bernoulli(binarize=True), tmp_path / "run", dataset=levels, progress=False, figures=False)
     scaled = replace(levels, scale=torch.full((16,), 256.0))
-    train.fit(toy.recipe(binarize=True, epochs=1), tmp_path / "run", dataset=scaled, progress=False, figures=False)
+    train.fit(bernoulli(binarize=True, epochs=1), tmp_path / "run", dataset=scaled, progress=False, figures=False)
 
 
 @pytest.mark.parametrize("kind, words", [("grey", "lie in [0, 1]"), ("binary", "hold zeros and ones")])

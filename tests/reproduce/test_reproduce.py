@@ -189,8 +189,8 @@ def test_an_unfinished_run_goes_on(toys, tmp_path, monkeypatch):
 def every_epoch(init):
     """Wraps the initialiser of the training options so that checkpoints are one epoch apart."""
 
-    def wrapped(self, folder, device, every, minutes, progress, figures):
-        init(self, folder, device, 1, minutes, progress, figures)
+    def wrapped(self, folder, device, every, *others):
+        init(self, folder, device, 1, *others)
 
     return wrapped
 

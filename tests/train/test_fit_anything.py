@@ -182,5 +182,6 @@ def test_the_options_of_the_command_line(tmp_path: Path) -> None:
 
 def test_importing_dgmfast_imports_neither_training_nor_the_compiler() -> None:
     others = "('dgmfast.train', 'dgmfast.data', 'sklearn', 'matplotlib', 'torch._dynamo')"
-    code = f"import sys, torch; before = set(sys.modules); import dgmfast; print([m for m in {others} if m in {{*sys.modules}} - before])"
+    new = f"[m for m in {others} if m in {{*sys.modules}} - before]"
+    code = f"import sys, torch; before = set(sys.modules); import dgmfast; print({new})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -152,7 +152,7 @@ def test_more_epochs_extend_a_finished_run(tmp_path, whole_run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.5}, "cannot change learning_rate from 0.001 to 0.5"),
+        ({"batch_size": 7}, "cannot change batch_size from"),
         ({"objective.k": 5, "epochs": 9}, "cannot change objective"),
         ({"name": "other"}, "cannot change name"),
         ({"epochs": 1}, "epochs must be at least 2"),
