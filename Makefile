@@ -64,7 +64,7 @@ cuda-on-host: install
 	$(BIN)/python -m venv --without-pip $(ON_HOST)/venv
 	for path in $(abspath $(ON_HOST))/site "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; do echo $$path; done \
 	  > "$$($(ON_HOST)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
-	PYTHONSAFEPATH=1 $(ON_HOST)/venv/bin/python -m pytest -n auto --maxprocesses 8 $(OPS_TESTS)
+	PYTHONSAFEPATH=1 $(ON_HOST)/venv/bin/python -m pytest -n auto --maxprocesses 8 --timeout 1800 $(OPS_TESTS)
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDGMFAST_CPP_TESTS=ON
 	PATH=$(abspath $(BIN)):$$PATH python tests/cpp/cuda/mutants.py build/cpp
 

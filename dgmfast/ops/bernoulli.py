@@ -3,40 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
 
 from dgmfast import _C
-from dgmfast.ops.call import is_compiling, not_a_tensor
+from dgmfast.ops.call import HALVES, REFUSALS, check, compiled, is_compiling, retry
+from dgmfast.ops.labels import label_linear
 
 
-def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    """Log-probability of x under independent Bernoulli(σ(logits)) variables, in nats.
+def bernoulli_log_prob(logits: Tensor | None = None, x: Tensor | None = None, probs: Tensor | None = None) -> Tensor:
+    """Log-probability of x under independent Bernoulli variables, given by their logits or by their probabilities, in nats.
 
     Computes Σ_d x_d l_d − log(1 + e^{l_d}) for the logits l, in the stable form x_d l_d − max(l_d, 0) − log(1 + e^{−|l_d|}).
+    For probabilities p it computes Σ_d x_d log p_d + (1 − x_d) log(1 − p_d).
 
     Args:
-        logits: [..., D], floating point.
+        logits: [..., D], floating point. Leave it out if probs is given.
         x: [..., D] with values in [0, 1]: the dtype of logits, or bool or uint8 with values 0 and 1. Leading dimensions
             broadcast against those of logits. The values of x are not checked.
+        probs: [..., D] with values in [0, 1], in place of logits. The values are not checked. A p of 0 becomes the smallest
+            normal number (1.2e-38 in float32), and a p of 1 the largest number below 1. This form is plain PyTorch, slower than
+            that of logits. `bernoulli_log_prob(torch.logit(probs), x)` is fast too, but it is NaN where p is 0 or 1 and x
+            agrees, and its gradients lose digits near p = 1.
 
     Returns:
-        [...], summed over D. Gradients flow to logits and to a floating-point x. A second derivative raises
-        NotImplementedError.
+        [...], summed over D. Gradients flow to logits or probs, and to a floating-point x. A second derivative with
+        respect to logits raises NotImplementedError. 16-bit tensors on the CPU are computed in float32, and the results are
+        rounded.
 
     Raises:
-        ValueError: The shapes do not fit, or the tensors are on different devices.
+        ValueError: The shapes do not fit, the tensors are on different devices, or both logits and probs are given.
         TypeError: A dtype is not supported, or the dtypes are mixed.
 
     Source: log p(x|z) of thesis eq. 3.11 for binary data.
     """
+    if probs is not None:
+        return _from_probs(logits, x, probs)
     if is_compiling():
-        return torch.ops.dgmfast.bernoulli_log_prob(logits, x)
+        return compiled("bernoulli_log_prob", (logits, x))
     try:
         return _C.bernoulli_log_prob(logits, x)
-    except TypeError as error:
-        raise not_a_tensor("bernoulli_log_prob", error, logits=logits, x=x) from None
+    except REFUSALS as error:
+        return retry(bernoulli_log_prob, error, {"logits": logits, "x": x})
+
+
+def _from_probs(logits: Tensor | None, x: Any, probs: Any) -> Tensor:
+    """Σ_d x_d log p_d + (1 − x_d) log(1 − p_d), with p moved inside (0, 1)."""
+    if logits is not None:
+        raise ValueError("bernoulli_log_prob: logits or probs must be None; got both")
+    if isinstance(x, Proxy) or isinstance(probs, Proxy):
+        return handle_torch_function(bernoulli_log_prob, (x, probs), None, x, probs=probs)
+    check("bernoulli_log_prob", {"probs": probs, "x": x})
+    try:  # the op of logits makes the other checks, and tells the dtype of the result
+        dtype = bernoulli_log_prob(probs.detach(), x.detach()).dtype
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("logits", "probs")) from None
+    p = probs.float() if probs.dtype in HALVES else probs
+    limits = torch.finfo(p.dtype)
+    inside = p + (p.clamp(limits.tiny, 1.0 - 0.5 * limits.eps) - p).detach()  # a sure p has a gradient too
+    x = x.to(p.dtype)
+    return (x * inside.log() + (1.0 - x) * torch.log1p(-inside)).sum(-1).to(dtype)
 
 
 def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -67,12 +98,12 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
     Source: log p(x|z) of thesis eq. 3.11 for binary data, with the decoder's last layer.
     """
     if is_compiling():
-        return torch.ops.dgmfast.linear_bernoulli_log_prob(h, weight, bias, x)
+        return compiled("linear_bernoulli_log_prob", (h, weight, bias, x), rounded=False)
     try:
         return _C.linear_bernoulli_log_prob(h, weight, bias, x)
-    except TypeError as error:
-        given = {} if bias is None else {"bias": bias}
-        raise not_a_tensor("linear_bernoulli_log_prob", error, h=h, weight=weight, **given, x=x) from None
+    except REFUSALS as error:
+        arguments = {"h": h, "weight": weight, "bias": bias, "x": x}
+        return retry(linear_bernoulli_log_prob, error, arguments, optional=("bias",), rounded=False)
 
 
 def mlp_bernoulli_log_prob(
@@ -108,16 +139,31 @@ def mlp_bernoulli_log_prob(
     """
     weights, biases = _listed("weights", weights), _listed("biases", biases)
     if is_compiling():
-        return torch.ops.dgmfast.mlp_bernoulli_log_prob(h, weights, biases, x, activation)
+        flat = (h, *weights, *biases, x)
+        return compiled("mlp_bernoulli_log_prob", flat, activation, rounded=False, pack=partial(_packed, len(weights)))
     try:
         return _C.mlp_bernoulli_log_prob(h, weights, biases, x, activation)
-    except TypeError as error:
+    except REFUSALS as error:
         if not (activation is None or isinstance(activation, str)):
             raise TypeError(
                 f"mlp_bernoulli_log_prob: activation must be None or a string; got {type(activation).__name__}"
             ) from None
         lists = {f"{name}[{i}]": t for name, ts in (("weights", weights), ("biases", biases)) for i, t in enumerate(ts)}
-        raise not_a_tensor("mlp_bernoulli_log_prob", error, h=h, **lists, x=x) from None
+        arguments, pack = {"h": h, **lists, "x": x}, partial(_packed, len(weights))
+        return retry(mlp_bernoulli_log_prob, error, arguments, activation, rounded=False, pack=pack, functional=_by_layers)
+
+
+def _packed(layers: int, flat: Sequence[Any]) -> tuple[Any, list[Any], list[Any], Any]:
+    """h, weights, biases and x from all tensors in a row."""
+    h, *both, x = flat
+    return h, both[:layers], both[layers:], x
+
+
+def _by_layers(h: Tensor, weights: list[Tensor], biases: list[Tensor], x: Tensor, activation: str | None) -> Tensor:
+    """The decoder from the two ops that it consists of, which have gradients under torch.func."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        h = label_linear(h, weight, bias.unsqueeze(1), None, activation).squeeze(-2)
+    return linear_bernoulli_log_prob(h, weights[-1], biases[-1], x)
 
 
 def _listed(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops.call import is_compiling, not_a_tensor
+from dgmfast.ops.call import REFUSALS, compiled, is_compiling, retry
 
 
 def masked_conv2d(
@@ -28,7 +27,8 @@ def masked_conv2d(
     Returns:
         [N, O, H, W], in channels-last memory format if x has that format. Gradients flow to x, weight (exactly zero at masked
         taps) and bias. A second derivative raises NotImplementedError. Under autocast the dtype is that of
-        `torch.nn.functional.conv2d` on CUDA, and float32 on the CPU.
+        `torch.nn.functional.conv2d` on CUDA, and float32 on the CPU. Without autocast, 16-bit tensors on the CPU are computed
+        in float32, and the results are rounded.
 
     Raises:
         ValueError: The shapes do not fit, the kernel size is even, the mask is neither "A" nor "B", colors does not divide the
@@ -38,13 +38,13 @@ def masked_conv2d(
     Source: van den Oord et al. (2016), Pixel Recurrent Neural Networks, section 3.4.
     """
     if is_compiling():
-        return torch.ops.dgmfast.masked_conv2d(x, weight, bias, mask, colors, unmasked_inputs)
+        return compiled("masked_conv2d", (x, weight, bias), mask, colors, unmasked_inputs)
     try:
         return _C.masked_conv2d(x, weight, bias, mask, colors, unmasked_inputs)
-    except TypeError as error:
+    except REFUSALS as error:
         for name, value, expected in (("mask", mask, str), ("colors", colors, int), ("unmasked_inputs", unmasked_inputs, int)):
             if not isinstance(value, expected):
                 kind = "a string" if expected is str else "an int"
                 raise TypeError(f"masked_conv2d: {name} must be {kind}; got {type(value).__name__}") from None
-        given = {} if bias is None else {"bias": bias}
-        raise not_a_tensor("masked_conv2d", error, x=x, weight=weight, **given) from None
+        arguments = {"x": x, "weight": weight, "bias": bias}
+        return retry(masked_conv2d, error, arguments, mask, colors, unmasked_inputs, optional=("bias",))

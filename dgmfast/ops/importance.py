@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops.call import is_compiling, not_a_tensor
+from dgmfast.ops.call import REFUSALS, compiled, is_compiling, retry
 
 
 def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -20,7 +20,8 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
 
     Returns:
         [...] without `dim`. The gradient is the normalised weights. If all weights are 0, the bound is −∞ and the gradient 0.
-        Weights of e^∞ share the gradient equally. A second derivative raises NotImplementedError.
+        Weights of e^∞ share the gradient equally. A second derivative raises NotImplementedError. 16-bit tensors on the CPU are
+        computed in float32, and the results are rounded.
 
     Raises:
         ValueError: There is no sample along `dim`.
@@ -30,14 +31,14 @@ def importance_bound(log_w: Tensor, dim: int = -1) -> Tensor:
     Source: thesis eq. 3.31 (Burda et al. 2015).
     """
     if is_compiling():
-        return torch.ops.dgmfast.importance_bound(log_w, dim)
+        return compiled("importance_bound", (log_w,), dim)
     try:
         return _C.importance_bound(log_w, dim)
-    except TypeError as error:
+    except REFUSALS as error:
         if isinstance(log_w, Tensor) and not (isinstance(dim, int) and -(2**63) <= dim < 2**63):
             got = dim if isinstance(dim, int) else type(dim).__name__
             raise TypeError(f"importance_bound: dim must be an int; got {got}") from None
-        raise not_a_tensor("importance_bound", error, log_w=log_w) from None
+        return retry(importance_bound, error, {"log_w": log_w}, dim)
 
 
 def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
@@ -56,12 +57,13 @@ def importance_state(log_w: Tensor, state: Tensor | None = None) -> Tensor:
         TypeError: A dtype is not supported.
     """
     if is_compiling():
-        return torch.ops.dgmfast.importance_state(log_w, state)
+        return compiled("importance_state", (log_w,), state, rounded=False)
     try:
         return _C.importance_state(log_w, state)
-    except TypeError as error:
-        given = {} if state is None else {"state": state}
-        raise not_a_tensor("importance_state", error, log_w=log_w, **given) from None
+    except REFUSALS as error:
+        if isinstance(log_w, Tensor) and not (state is None or isinstance(state, Tensor)):
+            raise TypeError(f"importance_state: state must be a tensor; got {type(state).__name__}") from None
+        return retry(importance_state, error, {"log_w": log_w}, state, rounded=False)
 
 
 class ImportanceState:

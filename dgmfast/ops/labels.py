@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dgmfast import _C
-from dgmfast.ops.call import is_compiling, not_a_tensor
+from dgmfast.ops.call import REFUSALS, compiled, is_compiling, retry
 
 
 def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
@@ -20,7 +19,8 @@ def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
 
     Returns:
         [...], summed over Y. Gradients flow to both arguments. A second derivative raises NotImplementedError. A label of
-        probability 0 (q_y underflows, or its logit is −∞) adds nothing if its value is finite.
+        probability 0 (q_y underflows, or its logit is −∞) adds nothing if its value is finite. 16-bit tensors on the CPU are
+        computed in float32, and the results are rounded.
 
     Raises:
         ValueError: The shapes do not fit, or the tensors are on different devices.
@@ -29,11 +29,11 @@ def marginalize_labels(logits: Tensor, values: Tensor) -> Tensor:
     Source: the bound of unlabelled data, thesis eq. 4.20.
     """
     if is_compiling():
-        return torch.ops.dgmfast.marginalize_labels(logits, values)
+        return compiled("marginalize_labels", (logits, values))
     try:
         return _C.marginalize_labels(logits, values)
-    except TypeError as error:
-        raise not_a_tensor("marginalize_labels", error, logits=logits, values=values) from None
+    except REFUSALS as error:
+        return retry(marginalize_labels, error, {"logits": logits, "values": values})
 
 
 def label_linear(
@@ -53,7 +53,8 @@ def label_linear(
 
     Returns:
         [..., Y, H]. Gradients flow to all four tensors. A second derivative raises NotImplementedError. Under autocast the dtype
-        is that of `torch.nn.functional.linear` on CUDA, and float32 on the CPU.
+        is that of `torch.nn.functional.linear` on CUDA, and float32 on the CPU. Without autocast, 16-bit tensors on the CPU are
+        computed in float32, and the results are rounded.
 
     Raises:
         ValueError: The shapes do not fit, the activation is unknown, or the tensors are on different devices.
@@ -62,11 +63,11 @@ def label_linear(
     Source: the networks on [x, y] of thesis eqs 4.17–4.20; W [x; onehot(y)] = W_x x + W_y[:, y].
     """
     if is_compiling():
-        return torch.ops.dgmfast.label_linear(x, weight, label_weight, bias, activation)
+        return compiled("label_linear", (x, weight, label_weight, bias), activation)
     try:
         return _C.label_linear(x, weight, label_weight, bias, activation)
-    except TypeError as error:
+    except REFUSALS as error:
         if not (activation is None or isinstance(activation, str)):
             raise TypeError(f"label_linear: activation must be None or a string; got {type(activation).__name__}") from None
-        given = {} if bias is None else {"bias": bias}
-        raise not_a_tensor("label_linear", error, x=x, weight=weight, label_weight=label_weight, **given) from None
+        arguments = {"x": x, "weight": weight, "label_weight": label_weight, "bias": bias}
+        return retry(label_linear, error, arguments, activation, optional=("bias",))

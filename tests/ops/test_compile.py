@@ -1,4 +1,4 @@
-"""The ops under everything that traces, transforms or copies: opcheck, compile, export, fake tensors, autocast, pickling."""
+"""Tests of the ops under opcheck, torch.compile, export, fake tensors, autocast, copying and pickling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ every_op = pytest.mark.parametrize("case", FULL, ids=lambda case: case.op)
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> None:
-    """No compiled code of another test."""
+    """Removes the compiled code of other tests."""
     torch._dynamo.reset()
 
 
@@ -82,7 +82,7 @@ def test_seed_tensor_opcheck(case: Case, device: str) -> None:
     torch.library.opcheck(torch.ops.dgmfast.gaussian_sample_backward.default, backward_arguments(seeded, tensors, [True, True]))
 
 
-# Shapes without numbers
+# Meta and fake tensors
 
 
 def signature(outputs: tuple[Tensor, ...]) -> list[tuple[object, ...]]:
@@ -114,7 +114,7 @@ def test_meta_importance_state() -> None:
 
 
 def loss_of(case: Case):
-    """A function of the tensors with work before and after the op, for a compiler to fuse."""
+    """Returns a function of the tensors with work before and after the op, which a compiler can fuse."""
 
     def loss(tensors: Tensors) -> tuple[Tensor, ...]:
         first = case.names[0]
@@ -135,7 +135,7 @@ def assert_compiled_matches(case: Case, compiled, tensors: Tensors) -> None:
 
 @every_case
 def test_compile(case: Case, device: str) -> None:
-    """Forward and backward in one graph, equal to eager; with another shape, one more graph with dynamic shapes."""
+    """Forward and backward must be one graph and equal eager; another shape must add one graph with dynamic shapes."""
     compiled = torch.compile(loss_of(case), fullgraph=True, backend="aot_eager")
     assert_compiled_matches(case, compiled, case.tensors(6, (4, *case.leading[1:]), device=device))
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_compile(case: Case, device: str) -> None:
 
 @every_op
 def test_compile_dynamic(case: Case, device: str) -> None:
-    """One graph serves every shape."""
+    """One graph must serve every shape."""
     graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss_of(case), fullgraph=True, backend=graphs, dynamic=True)
     for rows, dim in ((4, 6), (5, 17), (9, 70)):
@@ -154,7 +154,7 @@ def test_compile_dynamic(case: Case, device: str) -> None:
 
 
 def test_compile_with_a_new_seed_each_step(device: str) -> None:
-    """Seeds as integers are symbols from the second one on: a third does not compile again. As a tensor, never."""
+    """Integer seeds must compile only twice, because the second makes them symbols; seeds in a tensor must compile only once."""
     mean, log_var = torch.randn(3, 5, device=device), torch.randn(3, 5, device=device)
     graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
@@ -199,7 +199,7 @@ def test_inductor(case: Case, device: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled = torch.compile(loss_of(case), fullgraph=True)
     assert_compiled_matches(case, compiled, case.tensors(6, (4, *case.leading[1:]), device=device))
-    assert any(tmp_path.iterdir())  # it did compile
+    assert any(tmp_path.iterdir())  # the cache shows that something was compiled
 
 
 # torch.export, autocast, copies
@@ -238,9 +238,9 @@ def test_export(case: Case, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_case
 def test_autocast(case: Case, dtype: torch.dtype, device: str) -> None:
-    """16-bit arguments, alone or among float32 ones, give float32 results; their gradients are of their own dtype.
+    """16-bit arguments, alone or with float32 ones, must give float32 results, and gradients in the dtype of each argument.
 
-    A layer's products are in 16 bits on CUDA, as those of torch's own layers.
+    On CUDA the products of a layer are in 16 bits, as in torch's own layers.
     """
     layer = case.op in ("label_linear", "linear_bernoulli_log_prob") and device == "cuda"
     computed = dtype if layer else torch.float32
@@ -260,7 +260,7 @@ def test_autocast(case: Case, dtype: torch.dtype, device: str) -> None:
     with torch.autocast(device, dtype=dtype):
         outputs = case.call(**case.tensors(device=device, dtype=torch.float64))
         assert all(out.dtype == torch.float64 for out in outputs)
-        if len(case.floating) > 1:  # autocast does not make float64 and float32 meet
+        if len(case.floating) > 1:  # autocast does not let float64 and float32 be mixed
             with pytest.raises(TypeError, match=case.op):
                 case.call(**(exact | {case.floating[-1]: exact[case.floating[-1]].double()}))
         with pytest.raises(TypeError, match=case.op):

@@ -1,4 +1,4 @@
-"""The largest errors that docs/ops.md states."""
+"""Tests that no error is larger than docs/ops.md states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = torch.finfo(torch.float32).eps
 
 
 def stated() -> dict[str, tuple[float, float]]:
-    """op -> its largest error forward and backward, in roundings."""
+    """Returns the largest errors that the page states for each op, forward and backward, in roundings."""
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+|–) \| ([\d.]+|–) \|$", PAGE.read_text(), re.M)
     return {op: (float(forward), 0.0 if backward == "–" else float(backward)) for op, forward, backward in rows}
 
@@ -39,7 +39,7 @@ def mlp(module, *, h, w1, w2, b1, b2, x):
 
 
 def measured(op: str) -> tuple[float, float]:
-    """The largest error against float64 of the outputs and of the gradients, in roundings of the largest value (at least 1)."""
+    """Returns the largest errors of outputs and of gradients against float64, in roundings of the largest value (at least 1)."""
     if op == "mlp_bernoulli_log_prob":
         tensors, call, truth = mlp_inputs(), lambda **t: mlp(ops, **t), lambda **t: mlp(reference, **t)
     elif op == "masked_conv2d":
@@ -60,7 +60,7 @@ def measured(op: str) -> tuple[float, float]:
 
 
 def test_every_op_with_a_gradient_is_stated() -> None:
-    assert set(stated()) == set(ops.__all__) - {"ImportanceState", "importance_state"}
+    assert set(stated()) == set(ops.__all__) - {"ImportanceState", "importance_state", "from_normal", "to_normal"}
 
 
 @pytest.mark.parametrize("isa", ISAS)

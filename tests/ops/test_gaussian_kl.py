@@ -1,4 +1,4 @@
-"""gaussian_kl against what is known without a reference: torch.distributions, exact values, inequalities, a Monte Carlo mean."""
+"""Tests of gaussian_kl against torch.distributions, exact values, inequalities and a Monte Carlo mean."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_agrees_with_torch_distributions(kl, device: str) -> None:
 def test_known_values(kl, device_dtype: tuple[str, torch.dtype]) -> None:
     device, dtype = device_dtype
     zero, one = torch.zeros(2, 8, device=device, dtype=dtype), torch.ones(2, 8, device=device, dtype=dtype)
-    assert torch.equal(kl(zero, zero), zero[:, 0])  # KL(N(0, I) ‖ N(0, I)), without a rounding
+    assert torch.equal(kl(zero, zero), zero[:, 0])  # KL(N(0, I) ‖ N(0, I)) has no rounding error
     assert torch.equal(kl(one, zero), torch.full_like(zero[:, 0], 4.0))  # ½ per dimension
     assert torch.equal(kl(one, zero, one, zero), zero[:, 0])
     expected = 4.0 * (torch.tensor(1.0, dtype=torch.float64).exp() - 2.0)  # ½ (e − 1 − 1) per dimension
@@ -58,7 +58,7 @@ def test_left_out_arguments_are_zero(device_dtype: tuple[str, torch.dtype]) -> N
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(values=st.lists(st.floats(-20, 20, width=32), min_size=4, max_size=4), scale=st.sampled_from([1.0, 1e-2, 1e-4]))
 def test_never_negative(device: str, values: list[float], scale: float) -> None:
-    """Not below 0 by more than the rounding of e^d − 1 − d, also where q and p nearly coincide."""
+    """The KL must not be below 0 by more than the rounding of e^d − 1 − d, also where q and p nearly coincide."""
     mean_q, log_var_q, mean_p, log_var_p = (torch.full((1, 16), v, device=device) for v in values)
     near = (mean_p + scale * mean_q, log_var_p + scale * log_var_q)
     assert ops.gaussian_kl(*near, mean_p, log_var_p) >= -16 * torch.finfo(torch.float32).eps

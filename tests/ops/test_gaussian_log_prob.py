@@ -1,4 +1,4 @@
-"""gaussian_log_prob against torch.distributions, exact values, and the fact that a density integrates to 1."""
+"""Tests of gaussian_log_prob against torch.distributions and exact values; the density must integrate to 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_agrees_with_torch_distributions(log_prob, device: str) -> None:
 
 @implementations
 def test_integrates_to_one(log_prob, device: str) -> None:
-    """By the trapezoid rule, which is exact to rounding for a Gaussian at this step."""
+    """The density must integrate to 1 by the trapezoidal rule, which at this step is exact to rounding for a Gaussian."""
     mean, log_var = torch.tensor([[0.7]], device=device).double(), torch.tensor([[-0.9]], device=device).double()
     x = torch.linspace(-15.0, 15.0, 20_001, device=device, dtype=torch.float64).unsqueeze(-1)
     assert abs(float(log_prob(x, mean, log_var).exp().sum() * 30.0 / 20_000) - 1.0) < 1e-12
@@ -61,7 +61,7 @@ def test_left_out_arguments_are_zero(device_dtype: tuple[str, torch.dtype]) -> N
 
 
 def test_x_may_be_the_broadcast_argument(device: str) -> None:
-    """One x against many means, as in a mixture: the gradient of x is a sum over the means."""
+    """For one x against many means, as in a mixture, the gradient of x must be a sum over the means."""
     x, mean, log_var = (t.requires_grad_() for t in draw(5, 9, device=device))
     row = x.detach()[0].clone().requires_grad_()
     out = ops.gaussian_log_prob(row, mean, log_var)

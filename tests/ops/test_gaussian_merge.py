@@ -1,4 +1,4 @@
-"""gaussian_merge against the definition: the product of two densities, up to a constant, is the density of the result."""
+"""Tests of gaussian_merge against its definition: the product of two densities is proportional to the density of the result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_flat_density_changes_nothing(merge, device_dtype: tuple[str, torch.dt
 
 @implementations
 def test_a_sharp_density_wins_exactly(merge, path_dtype: tuple[str, torch.dtype]) -> None:
-    """A weight that rounds to 1 keeps its mean, however far away the other mean is."""
+    """If the weight of a density rounds to 1, the result must have exactly its mean, however far away the other mean is."""
     device, dtype = path_dtype
     far = 1e4 if dtype == torch.float16 else 1e8
     mean, log_var = merge(*row(device, dtype, 1.0, -100.0, far, 0.0))

@@ -1,4 +1,4 @@
-"""The draws of gaussian_sample are independent standard normals, as far as a million of them can tell. Seeds are fixed."""
+"""Tests with fixed seeds that about a million draws of gaussian_sample look like independent standard normals."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from support.noise import noise
 from torch import Tensor
 
 N = 2**20
-# of the two dozen statistics below, one beyond 4.5 standard errors would come by chance once in six thousand suites
+# For the two dozen statistics below, one beyond 4.5 standard errors would occur by chance in one of six thousand runs.
 LIMIT = 4.5
 
 
 def draws(seed: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[2^20] of them, over all coordinates."""
+    """Returns 2^20 draws over all coordinates."""
     return noise(64, 64, 256, device, dtype, seed=seed).double().cpu().flatten()
 
 
@@ -29,7 +29,7 @@ def test_moments(seed: int, dtype: torch.dtype, device: str) -> None:
 
 
 def kolmogorov_p_value(z: Tensor) -> float:
-    """Of the hypothesis that z are standard normal: P(K > √n D), by the asymptotic series of Kolmogorov."""
+    """Returns the p-value P(K > √n D) of the hypothesis that z is standard normal, by Kolmogorov's asymptotic series."""
     n = len(z)
     cdf = torch.special.ndtr(z.sort().values)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -51,7 +51,7 @@ def test_kolmogorov_smirnov(seed: int, device: str) -> None:
 
 
 def test_each_lane_is_normal(device: str) -> None:
-    """Every dimension of a group of 64 has its own word, or its own half of a Box–Muller pair."""
+    """Every dimension of a group of 64, which has its own word or its own half of a Box–Muller pair, must be normal."""
     z = noise(128, 64, 128, device, torch.float32, seed=4).double().cpu().flatten(0, 1)
     for d in range(128):
         assert kolmogorov_p_value(z[:, d]) > 1e-5, d
@@ -67,7 +67,7 @@ def test_tails(threshold: float, device: str) -> None:
 
 
 def correlated(a: Tensor, b: Tensor) -> float:
-    """The correlation of two sets of standard normals, and of their squares, in standard errors: the larger one."""
+    """Returns the correlation of two sets of standard normals, or of their squares if larger, in standard errors."""
     a, b = a.double().cpu().flatten(), b.double().cpu().flatten()
     n = math.sqrt(len(a))
     return max(abs(float((a * b).mean())) * n, abs(float(((a * a - 1) * (b * b - 1)).mean())) / 2.0 * n)
@@ -81,7 +81,10 @@ def test_the_correlation_test_tells_dependence() -> None:
 
 @pytest.mark.parametrize("lag", [1, 2, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 128])
 def test_dimensions_are_independent(lag: int, device: str) -> None:
-    """Those that share a Box–Muller radius (16 apart) and a Philox call (32 and 48 apart) too, whose squares would show it."""
+    """Dimensions must be independent, also those that share a Box–Muller radius (16 apart) or a Philox call (32, 48).
+
+    Correlated squares would show a shared radius.
+    """
     z = noise(64, 64, 256, device, torch.float32, seed=5)
     assert correlated(z[..., lag:], z[..., :-lag]) < LIMIT
 
@@ -96,7 +99,7 @@ def test_samples_rows_streams_and_seeds_are_independent(device: str) -> None:
 
 
 def test_no_two_coordinates_are_equal(device: str) -> None:
-    """In float64 a draw shows its 64 random bits: equal ones mean equal coordinates, whatever the chunk, stream or seed."""
+    """Different coordinates must have different draws in float64, where a draw shows all its 64 random bits."""
     blocks = [
         noise(32, 32, 128, device, seed=seed, stream=stream, first_row=row, first_sample=sample)
         for seed, stream, row, sample in [

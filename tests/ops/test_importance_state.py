@@ -1,4 +1,4 @@
-"""importance_state and ImportanceState against the direct formulas in float64, however the weights are cut."""
+"""Tests of importance_state and ImportanceState against the direct formulas in float64, however the weights are cut."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def draw(*shape: int, device: str = "cpu", dtype: torch.dtype = torch.float64, s
 
 
 def direct(log_w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The estimates by their definitions, from weights that do not overflow."""
+    """Returns the estimates by their definitions, for weights that do not overflow."""
     log_w = log_w.double()
     k, top = log_w.shape[-1], log_w.amax(-1, keepdim=True)
     w = (log_w - top).exp()
-    variance_of_mean = w.var(-1) / k  # the delta method: s.e.(log m) = s.e.(m) / m
+    variance_of_mean = w.var(-1) / k  # by the delta method, s.e.(log m) = s.e.(m) / m
     return {
         "log_px": w.mean(-1).log() + top.squeeze(-1),
         "elbo": log_w.mean(-1),
@@ -50,7 +50,7 @@ def assert_estimates(state: ImportanceState, log_w: torch.Tensor, rtol: float = 
 
 @pytest.mark.parametrize("k", [2, *SIZES[1:]])
 def test_estimates_are_the_formulas(k: int, path_dtype: tuple[str, torch.dtype]) -> None:
-    """In float64 from weights of any dtype: nothing but the given weights is rounded."""
+    """The estimates must be the float64 formulas of the given weights, in any dtype, with no further rounding."""
     device, dtype = path_dtype
     log_w = draw(3, k, device=device, dtype=dtype)
     assert_estimates(ImportanceState().update(log_w), log_w)
@@ -78,7 +78,7 @@ def test_equal_weights(device: str) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=8), seed=st.integers(0, 1000), spread=st.sampled_from([0.1, 3.0, 300.0]))
 def test_blocks_are_the_whole(device: str, cuts: list[int], seed: int, spread: float) -> None:
-    """Any cutting, empty blocks too, gives the whole by update and by merge in any order, and the same bits again."""
+    """Blocks of any size, also empty, must give the estimates of the whole by update and by merge, and the same bits again."""
     generator = torch.Generator().manual_seed(seed)
     log_w = (spread * torch.randn(2, 300, generator=generator)).to(device)
     edges = [0, *sorted(cuts), 300]
@@ -140,12 +140,12 @@ def test_special_weights(name: str, path_dtype: tuple[str, torch.dtype]) -> None
     if name == "one weight":
         for state in (at_once, one_by_one, merged):
             assert state.ess.item() == 1.0
-            # two of three weights are 0: the standard error of the mean is the mean itself
+            # Two of the three weights are 0, so the standard error of the mean is the mean itself.
             torch.testing.assert_close(state.std_error, torch.ones_like(state.std_error))
 
 
 def test_huge_range_of_weights(device: str) -> None:
-    """Weights 10 000 nats apart, the largest first, last, and in between."""
+    """Weights 10 000 nats apart must give exact estimates, whether the largest comes first, last or in between."""
     for order in ([-1e4, 0.0, 1e4], [1e4, 0.0, -1e4], [0.0, 1e4, -1e4]):
         state = ImportanceState()
         for value in order:
@@ -156,11 +156,12 @@ def test_huge_range_of_weights(device: str) -> None:
 
 
 def test_standard_error_is_the_spread_of_repeated_runs(device: str) -> None:
-    """2000 rows are 2000 repetitions: their log_px spread as the mean of their standard errors says."""
+    """The mean standard error of 2000 rows must be the standard deviation of their log_px."""
     log_w = draw(2000, 400, device=device, spread=0.7)
     state = ImportanceState().update(log_w)
     ratio = float(state.std_error.square().mean().sqrt() / state.log_px.std())
-    assert 0.93 < ratio < 1.07  # the spread of 2000 numbers is known to 1.6 %, the delta method is right to about 1 / 400
+    # The standard deviation of 2000 numbers has an error of 1.6 %, the delta method one of about 1 / 400.
+    assert 0.93 < ratio < 1.07
     truth = -90.0 + 0.7**2 / 2
     assert abs(float(state.log_px.mean()) - truth) < 0.01
 
@@ -184,7 +185,7 @@ def test_shapes_and_layouts(device: str) -> None:
     for shape in ((0, 7), (3, 0, 7)):
         assert ops.importance_state(torch.zeros(shape, device=device)).shape == (*shape[:-1], 5)
     nothing = torch.zeros(3, 4, 0, device=device, dtype=torch.float64)
-    assert torch.equal(ops.importance_state(nothing, state), state)  # no weights: no change
+    assert torch.equal(ops.importance_state(nothing, state), state)  # without weights the state stays the same
     assert torch.equal(ops.importance_state(log_w, ops.importance_state(nothing)), state)
 
 
@@ -205,7 +206,7 @@ def test_a_gradient_raises(device: str) -> None:
     log_w = draw(3, 5, device=device).requires_grad_()
     with pytest.raises((RuntimeError, NotImplementedError), match="importance_state"):
         ops.importance_state(log_w).sum().backward()
-    state = ImportanceState().update(log_w)  # statistics of the weights: detached
+    state = ImportanceState().update(log_w)  # statistics of the weights are detached
     assert not state.log_px.requires_grad
     with torch.no_grad():
         assert torch.equal(ops.importance_state(log_w), state.values)
@@ -233,7 +234,7 @@ BAD_WEIGHTS = [
     (
         torch.zeros(3, 5, dtype=torch.int64),
         TypeError,
-        r"importance_state: log_w must be float32 or float64 on the CPU; got int64",
+        r"importance_state: log_w must be float32, float64, bfloat16 or float16; got int64",
     ),
     (torch.zeros(()), ValueError, r"importance_state: log_w must have shape \[\.\.\., [DK]\]; got a 0-dimensional tensor"),
 ]
@@ -311,7 +312,7 @@ def test_bad_merge(device: str) -> None:
 
 @pytest.mark.parametrize("implementation", [ops.importance_state, reference.importance_state])
 def test_infinite_weights_are_counted(implementation, path_device: str) -> None:
-    """Relative to the largest, e^∞, each of them weighs 1 and all others nothing."""
+    """Each weight of e^∞ must count as 1 relative to the largest, and all other weights as 0."""
     log_w = torch.tensor([[math.inf, 0.0, math.inf], [-math.inf, -math.inf, -math.inf]], device=path_device)
     for state in (implementation(log_w), implementation(log_w[:, 1:], implementation(log_w[:, :1]))):
         assert state[0, :3].tolist() == [math.inf, 2.0, 2.0] and state[1, :3].tolist() == [-math.inf, 0.0, 0.0]

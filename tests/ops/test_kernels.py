@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: what their objects define and call, whether their loops are vectorised; tests/cpp."""
+"""Tests of the compiled CPU kernels: the symbols that they define and call, and vectorised loops; it also runs tests/cpp."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
 ISAS = ["baseline", "avx2", "avx512"]
 VECTOR_BYTES = {"avx2": 32, "avx512": 64}
-# all that a kernel may call: what the compiler itself makes of loops that copy or clear
+# The functions that a kernel may call: the compiler itself makes calls of them from loops that copy or clear.
 ALLOWED_CALLS = {"memcpy", "memmove", "memset", "_GLOBAL_OFFSET_TABLE_"}
 
 
 def tool(name: str) -> str:
-    """A program beside the interpreter or on the PATH."""
+    """Returns the path of a program beside the interpreter or on the PATH, or skips the test."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -32,7 +32,7 @@ def tool(name: str) -> str:
 
 
 def output_of(*command: str | Path) -> str:
-    """What a command prints on both streams; a failure shows it."""
+    """Returns the combined output of a command, and shows it if the command fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"LC_ALL": "C"})
     assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}"
     return done.stdout
@@ -40,11 +40,11 @@ def output_of(*command: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """CMake's build of tests/cpp, whose kernels are compiled as those of the extension are."""
+    """The CMake build of tests/cpp, which compiles the kernels as the extension does."""
 
     folder: Path
     gcc: bool
-    commands: dict[Path, list[str]]  # object of a kernel -> the command that compiles it
+    commands: dict[Path, list[str]]  # object file of a kernel -> the command that compiles it
 
     def objects(self, isa: str) -> list[Path]:
         found = [path for path in self.commands if f"kernels_{isa}.dir" in path.parts]
@@ -72,12 +72,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture(scope="session")
 def remarks(build: Build) -> dict[Path, str]:
-    """What the compiler said of the loops in each kernel's object, which is built."""
+    """Returns the compiler's remarks on the loops of each kernel, after building its object file."""
     if not build.gcc:
         pytest.skip("the compiler is not GCC")
     said: dict[Path, str] = {}
     log = build.make(*sorted({path.relative_to(build.folder).parts[1].removesuffix(".dir") for path in build.commands}))
-    # ninja prints "[3/21] Building CXX object <object>" and then all that this command printed
+    # Ninja prints "[3/21] Building CXX object <object>" and then the output of this command.
     for step in re.split(r"^\[\d+/\d+\] ", log, flags=re.M)[1:]:
         title, _, text = step.partition("\n")
         said[build.folder / title.rpartition(" ")[2]] = text
@@ -85,7 +85,7 @@ def remarks(build: Build) -> dict[Path, str]:
 
 
 def faults_of_symbols(path: Path, isa: str) -> list[str]:
-    """What an object of one instruction set must not have, because the linker could then mix it with another's."""
+    """Returns the symbols of an object that would let the linker mix it with the object of another instruction set."""
     faults, kernel = [], f"_ZN7dgmfast3cpu{len(isa)}{isa}"
     for line in output_of(tool("nm"), "-P", path).splitlines():
         name, kind = line.split()[:2]
@@ -103,7 +103,7 @@ def faults_of_symbols(path: Path, isa: str) -> list[str]:
 
 
 def simd_loops(path: Path) -> list[range]:
-    """The lines of each loop marked `omp simd`, from its `for` to the end of its body."""
+    """Returns the lines of each loop marked `omp simd`, from its `for` to the end of its body."""
     lines = [line.partition("//")[0] for line in path.read_text().splitlines()]
     loops = []
     for first in (i for i, line in enumerate(lines) if re.match(r"\s*#\s*pragma\s+omp\b.*\bsimd\b", line)):
@@ -111,7 +111,7 @@ def simd_loops(path: Path) -> list[range]:
         while last == first or depth or not re.search(r"[;}]\s*$", lines[last]):
             last += 1
             depth += sum(lines[last].count(c) for c in "({[") - sum(lines[last].count(c) for c in ")}]")
-        loops.append(range(first + 2, last + 2))  # lines are numbered from 1
+        loops.append(range(first + 2, last + 2))  # line numbers begin with 1
     return loops
 
 
@@ -121,8 +121,8 @@ REMARK = re.compile(
 
 
 def unvectorised(path: Path, said: Sequence[str], width: int) -> list[str]:
-    """The loops of a file that the compiler, in all it said, missed once, or never vectorised with the whole width."""
-    found: list[tuple[int, int]] = []  # line and bytes of the vectors, 0 where a loop was missed
+    """Returns the loops that the compiler missed in any instance, or never vectorised with the whole width."""
+    found: list[tuple[int, int]] = []  # line, and bytes of the vectors (0: the loop was missed)
     for text in said:
         for file, line, missed, size in REMARK.findall(text):
             if Path(file).name == path.name and Path(file).resolve() == path.resolve():
@@ -140,7 +140,7 @@ def unvectorised(path: Path, said: Sequence[str], width: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_objects_share_nothing(isa: str, build: Build, remarks: dict[Path, str]) -> None:
-    """No weak symbol, no static initialiser, no library's exp; nothing visible but the kernels themselves."""
+    """An object must have no weak symbols, static initialisers or library calls such as exp, and export only its kernels."""
     faults = {path.name: faults_of_symbols(path, isa) for path in build.objects(isa)}
     assert not {name: found for name, found in faults.items() if found}
 
@@ -159,7 +159,7 @@ def test_simd_loops_are_vectorised(isa: str, build: Build, remarks: dict[Path, s
 
 @pytest.mark.slow
 def test_cpp(build: Build) -> None:
-    """The maths and the kernels without torch: tests/cpp on every instruction set of this processor."""
+    """The C++ tests of the maths and kernels must pass for every instruction set of this processor."""
     build.make()
     output = output_of(tool("ctest"), "--test-dir", build.folder, "--output-on-failure")
     for name in ("math_baseline", "kernels"):
@@ -168,7 +168,7 @@ def test_cpp(build: Build) -> None:
 
 @pytest.mark.slow
 def test_documented_accuracy(build: Build) -> None:
-    """docs/kernels.md states the limits to which test_math.cpp and test_philox.cpp hold each function of csrc/math."""
+    """docs/kernels.md must state the limits that test_math.cpp and test_philox.cpp use for each function of csrc/math."""
     build.make("math_baseline")
     output = output_of(build.folder / "tests" / "cpp" / "math_baseline")
     limits = {name: float(limit) for name, limit in re.findall(r"^  (\w+<\w+>) +[\d.]+ ulp .*\(limit ([\d.]+)\)$", output, re.M)}
@@ -190,7 +190,7 @@ def loop(body: str, end: str = "n") -> str:
 OPAQUE = 'namespace { __attribute__((noinline)) float opaque(float a) { asm("" : "+x"(a)); return a; } }\n'
 SHARED = "template <class T> __attribute__((noinline)) void clear(T* x) { x[0] = 0; }\n"
 START = "static volatile int one = 1; static int two = 2 * one;\n"
-# kernels with a fault each, and what is to be said of it
+# Kernels with one fault each, and the expected message.
 FAULTS = {
     "none": (loop("x[i] += 1.0f"), ""),
     "weak symbol": (SHARED + kernel("clear(x);"), "weak symbol _Z5clear"),
@@ -205,7 +205,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(fault: str, build: Build, tmp_path: Path) -> None:
-    """The two checks above, on kernels that must not pass them."""
+    """The two checks above must find the fault of each kernel, and none in the correct kernel."""
     if not build.gcc:
         pytest.skip("the compiler is not GCC")
     code, expected = FAULTS[fault]
@@ -217,7 +217,7 @@ def test_faults_are_found(fault: str, build: Build, tmp_path: Path) -> None:
     assert any(expected in message for message in found) if expected else not found, found
 
 
-# which headers of the project a folder may include; those of torch and Python none
+# The project's headers that each folder may include; none may include those of torch or Python.
 ROOMS = {
     "math": ("math/",),
     "kernels": ("kernels/row_plan.h", "kernels/kernel.h"),

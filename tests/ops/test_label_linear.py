@@ -1,4 +1,4 @@
-"""label_linear against the layer on [x, onehot(y)] that it stands for, its activations, its per-row bias, its errors."""
+"""Tests of label_linear against the layer on [x, onehot(y)]: its values, activations, bias per row and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw(
 
 
 def repeated(x: Tensor, weight: Tensor, label_weight: Tensor, bias: Tensor, activation: str | None) -> Tensor:
-    """The layer of the repeated batch, as models without label_linear compute it."""
+    """Computes the layer on the repeated batch, as models without label_linear do."""
     labels = label_weight.shape[1]
     onehot = torch.eye(labels, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], labels, labels)
     xy = torch.cat([x.unsqueeze(-2).expand(*x.shape[:-1], labels, x.shape[-1]), onehot], -1)
@@ -55,7 +55,7 @@ def test_every_name_of_the_layers() -> None:
 
 @every_activation
 def test_activations_as_torch(activation: str | None, path_dtype: tuple[str, torch.dtype]) -> None:
-    """Values and slopes from −∞ to ∞: at the kinks, near 0, at softplus's threshold, in both tails. Relative to their size."""
+    """Values and slopes must match torch from −∞ to ∞: at kinks, near 0, at softplus's threshold and in both tails."""
     device, dtype = path_dtype
     points = [0.0, -0.0, 1e-6, 1e-3, 0.1, 0.7, 1.0, 3.0, 9.0, 15.0, 19.9, 20.1, 40.0, 100.0, 1e4, math.inf]
     pre = torch.tensor([sign * point for point in points for sign in (1, -1)], device=device, dtype=dtype)
@@ -67,35 +67,36 @@ def test_activations_as_torch(activation: str | None, path_dtype: tuple[str, tor
     (exact_slope,) = torch.autograd.grad(exact.sum(), leaf)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(out.flatten().double(), exact.detach(), rtol=4 * eps, atol=2 * torch.finfo(dtype).tiny)
-    # a slope 1 − out² or 1 + out near 0 has the rounding of its output
+    # A slope 1 − out² or 1 + out near 0 has the rounding error of its output.
     torch.testing.assert_close(slope.flatten().double(), exact_slope, rtol=4 * eps, atol=4 * eps)
 
 
 @every_activation
 def test_small_outputs_keep_their_digits(activation: str | None, path_dtype: tuple[str, torch.dtype]) -> None:
-    """tanh and elu of tiny numbers are those numbers, and softplus's slope is its value in the lower tail."""
+    """tanh and elu of tiny numbers must return these numbers, and in the lower tail softplus's slope must be its value."""
     device, dtype = path_dtype
     if activation == "softplus":
         pre = torch.linspace(-40.0, -12.0, 37, device=device, dtype=dtype)
     else:
-        smallest = -30 if dtype != torch.float16 else -4  # below, float16 has few digits itself
+        smallest = -30 if dtype != torch.float16 else -4  # below this, float16 itself has few digits
         pre = -torch.logspace(smallest, -3, 37, device=device, dtype=dtype)
     label_weight = pre.view(-1, 1).clone().requires_grad_()
     out = ops.label_linear(torch.zeros(1, 1).to(pre), torch.zeros(len(pre), 1).to(pre), label_weight, activation=activation)
     exact = reference.ACTIVATIONS[activation](pre.double())
-    torch.testing.assert_close(out.flatten().double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    step = torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # below the smallest normal number, digits are lost
+    torch.testing.assert_close(out.flatten().double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=step)
     if activation == "softplus":
         (slope,) = torch.autograd.grad(out.sum(), label_weight)
         torch.testing.assert_close(
-            slope.flatten().double(), torch.sigmoid(pre.double()), rtol=8 * torch.finfo(dtype).eps, atol=0.0
+            slope.flatten().double(), torch.sigmoid(pre.double()), rtol=8 * torch.finfo(dtype).eps, atol=step
         )
 
 
 @pytest.mark.parametrize(
     ("x_leading", "bias_leading"),
     [
-        ((4, 3), (4, 1)),  # one further input per row beside k samples
-        ((4, 1), (4, 3)),  # the other way round: the product of x is not repeated
+        ((4, 3), (4, 1)),  # one further input per row, beside k samples
+        ((4, 1), (4, 3)),  # the reverse: the product of x is not repeated
         ((4, 3), (3,)),
         ((3,), (4, 1)),
         ((), (5,)),
@@ -104,7 +105,7 @@ def test_small_outputs_keep_their_digits(activation: str | None, path_dtype: tup
     ],
 )
 def test_bias_per_row(x_leading: tuple[int, ...], bias_leading: tuple[int, ...], path_dtype: tuple[str, torch.dtype]) -> None:
-    """It broadcasts both ways, and its gradient is summed to its own shape."""
+    """A bias per row must broadcast both ways, and its gradient must be summed to its own shape."""
     device, dtype = path_dtype
     tensors = draw(x_leading, dtype=dtype)
     tensors["bias"] = torch.randn(*bias_leading, 21, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -125,7 +126,7 @@ def test_bias_per_row(x_leading: tuple[int, ...], bias_leading: tuple[int, ...],
 
 
 def test_a_bias_per_row_does_not_repeat_x(device: str) -> None:
-    """The product is of x's own rows: with x [B, 1, I] and a bias [B, k, H], B rows and not B · k."""
+    """With x [B, 1, I] and a bias [B, k, H], the product must have B rows and not B · k."""
     tensors = {name: t.to(device).requires_grad_() for name, t in draw((4, 1)).items()}
     tensors["bias"] = torch.zeros(4, 50, 21, dtype=torch.float64, device=device, requires_grad=True)
     with torch.profiler.profile(record_shapes=True) as profile:
@@ -138,7 +139,7 @@ def test_a_bias_per_row_does_not_repeat_x(device: str) -> None:
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("hidden", [1, 127, 128, 129, 300])
 def test_sums_over_rows(rows: int, hidden: int, path_dtype: tuple[str, torch.dtype]) -> None:
-    """The CPU kernel sums 64 rows by 128 columns at a time: the edges, and each gradient alone."""
+    """Sums over rows must be right at the edges of the CPU kernel's blocks of 64 rows by 128 columns, for each gradient alone."""
     device, dtype = path_dtype
     tensors = {name: t.to(device) for name, t in draw((rows,), 3, hidden, 4, dtype=dtype).items()}
     call = {which: lambda which=which, **t: (which.label_linear(**t, activation="tanh"),) for which in (ops, reference)}
@@ -185,7 +186,7 @@ def test_nan_and_infinity_stay_where_they_are(activation: str | None, path_dtype
 
 
 def test_no_parameters_of_the_layer_need_a_gradient(device: str) -> None:
-    """A frozen layer passes its gradient on."""
+    """A frozen layer must pass a gradient on to x."""
     tensors = {name: t.to(device) for name, t in draw().items()}
     x = tensors.pop("x").requires_grad_()
     (gradient,) = torch.autograd.grad(ops.label_linear(x, **tensors, activation="softplus").sum(), x)
@@ -219,7 +220,7 @@ def test_errors(argument: str, value: object, error: type[Exception], message: s
 
 
 def test_backward_op_without_a_bias(device: str) -> None:
-    """Who asks the backward op for the gradient of a bias that is not there gets none."""
+    """The backward op must return no gradient for a bias that was not given, although one is asked for."""
     tensors = {name: t.to(device) for name, t in draw().items()}
     x, weight, label_weight, _ = tensors.values()
     out = ops.label_linear(x, weight, label_weight)
@@ -244,7 +245,10 @@ def test_the_layer_is_a_linear_layer_on_the_joint_input():
 
 
 def test_the_gradient_of_tanh_is_as_exact_as_torchs(path_device: str) -> None:
-    """1 − out² of an output that is right to 1.5 roundings: 2 |out| 1.5 of them, and those of the square and the difference."""
+    """The gradient 1 − out² must be within 2.5 roundings of the exact gradient.
+
+    The output is right to 1.5 roundings, which adds 2 |out| · 1.5 roundings to those of the square and the difference.
+    """
     x = torch.linspace(-6.0, 6.0, 5001, device=path_device).unsqueeze(1).requires_grad_()
     one, zero = torch.ones(1, 1, device=path_device), torch.zeros(1, 1, device=path_device)
     (found,) = torch.autograd.grad(ops.label_linear(x, one, zero, None, "tanh").sum(), x)

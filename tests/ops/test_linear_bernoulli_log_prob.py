@@ -1,4 +1,4 @@
-"""linear_bernoulli_log_prob against the layer and the likelihood it stands for, at the edges of its blocks and of its memory."""
+"""Tests of linear_bernoulli_log_prob against the layer and its likelihood, also at the edges of blocks and memory limits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 import pytest
 import torch
-from support.op_cases import Tensors, assert_within_tolerance, double, evaluate, output_weights
+from support.op_cases import Tensors, assert_within_tolerance, double, evaluate, has_cpu_kernels, output_weights
 from torch import Tensor
 
 from dgmfast import nn as layers
 from dgmfast import ops, reference
 
 BLOCK = 2**18  # logits that the CPU holds at a time
-KEPT = 2**22  # logits that a training pass keeps
+KEPT = 2**22  # most logits that a training pass keeps
 
 implementations = pytest.mark.parametrize(
     "log_prob", [ops.linear_bernoulli_log_prob, reference.linear_bernoulli_log_prob], ids=["op", "reference"]
@@ -37,12 +37,12 @@ def call(which, **fixed):
 
 
 def assert_right(tensors: Tensors, **fixed: None) -> Tensors:
-    """Values and gradients of the op within the rule; returns them."""
+    """Asserts that values and gradients are within the tolerance rule, and returns them."""
     outputs = call(reference, **fixed)(**tensors)
     weights = output_weights([out.detach() for out in outputs])
     truth = evaluate(call(reference, **fixed), double(tensors), [w.double() for w in weights])
     got, own = (evaluate(call(which, **fixed), tensors, weights) for which in (ops, reference))
-    # a gradient is a sum over rows of products with h, whose rounding it has
+    # A gradient is a sum over rows of products with h, and has their rounding error.
     assert_within_tolerance(got, own, truth, least_gradient=8.0)
     return got
 
@@ -70,7 +70,7 @@ def test_is_the_layer_and_its_likelihood(log_prob, device: str) -> None:
     torch.testing.assert_close(log_prob(**tensors), expected)
 
 
-# rows of one block, and one more or less; blocks of whole rows, and of a part of one row's samples
+# The rows of one block, and one more or fewer; blocks of whole rows, and of part of one row's samples.
 @pytest.mark.parametrize(
     "leading",
     [
@@ -92,7 +92,7 @@ def test_is_the_layer_and_its_likelihood(log_prob, device: str) -> None:
     ],
 )
 def test_edges_of_blocks(leading: tuple[int, ...], device: str) -> None:
-    """With D = 4096, a block is 64 rows."""
+    """Values and gradients must be right at the edges of blocks, which have 64 rows at D = 4096."""
     tensors = {name: t.to(device) for name, t in draw(leading, 3, BLOCK // 64, dtype=torch.float32).items()}
     got = assert_right(tensors)
     flat = {name: t if name in ("weight", "bias") else t.clone() for name, t in tensors.items()}
@@ -103,7 +103,7 @@ def test_edges_of_blocks(leading: tuple[int, ...], device: str) -> None:
 
 @pytest.mark.parametrize("leading", [(1024,), (1025,), (2, 512), (1, 1025)])
 def test_both_sides_of_the_memory_rule(leading: tuple[int, ...], device: str) -> None:
-    """Up to 4 Mi logits are kept for the backward pass; beyond, they are computed again: the same gradients."""
+    """Up to 4 Mi logits must be kept for the backward pass, and more must be computed again, with the same gradients."""
     tensors = {name: t.to(device) for name, t in draw(leading, 4, KEPT // 1024, dtype=torch.float32).items()}
     leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     with torch.profiler.profile() as profile:
@@ -122,18 +122,18 @@ def test_both_sides_of_the_memory_rule(leading: tuple[int, ...], device: str) ->
 
 
 def test_large_training_passes_hold_no_logits(device: str) -> None:
-    """The largest that the op allocates is a block: 2 % of the logits here, for each thread."""
+    """The largest allocation must be one block per thread, which is 2 % of the logits here."""
     tensors = {name: t.to(device) for name, t in draw((20000,), 4, 784, dtype=torch.float32).items()}
     leaves = {name: t.requires_grad_(name != "x") for name, t in tensors.items()}
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.linear_bernoulli_log_prob(**leaves).sum().backward()
     largest = max(abs(event.cpu_memory_usage) + abs(event.device_memory_usage) for event in profile.events())
-    assert largest < (0.02 if device == "cpu" else 0.3) * 4 * 20000 * 784
+    assert largest < (0.02 if has_cpu_kernels(device) else 0.3) * 4 * 20000 * 784
 
 
 @implementations
 def test_extreme_logits(log_prob, path_dtype: tuple[str, torch.dtype]) -> None:
-    """A sure pixel costs nothing if right and its logit if wrong: Σ x l is not taken apart from Σ softplus(l)."""
+    """A certain pixel must cost nothing if right and its logit if wrong; Σ x l apart from Σ softplus(l) would lose digits."""
     device, dtype = path_dtype
     large = 1e4 if dtype in (torch.float32, torch.float64) else 8192.0
     h = torch.tensor([[large], [-large], [large], [-large], [0.0]], device=device, dtype=dtype)
@@ -151,7 +151,7 @@ def test_extreme_logits(log_prob, path_dtype: tuple[str, torch.dtype]) -> None:
 
 
 def test_large_logits_of_both_signs(path_dtype: tuple[str, torch.dtype]) -> None:
-    """Rows of a trained decoder, sure of most pixels: a few roundings of float64's result, not of the sum of the logits."""
+    """For a decoder that is certain of most pixels, the error must be relative to the result, not to the sum of the logits."""
     device, dtype = path_dtype
     tensors = {name: t.to(device) for name, t in draw((5, 4), 50, 784, x="binary").items()}
     tensors["bias"] = tensors["bias"] + 2e3 * (2.0 * tensors["x"][0] - 1.0)  # right for row 0
@@ -161,7 +161,7 @@ def test_large_logits_of_both_signs(path_dtype: tuple[str, torch.dtype]) -> None
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("leading", [(300,), (1, 1500), (40, 50)])
 def test_any_number_of_threads_is_right(leading: tuple[int, ...], count: int, threads: None) -> None:
-    """The libraries that multiply matrices cut products by the number of threads, each in its own way: only float64 is common."""
+    """Any number of threads must agree with float64; each number makes the matrix libraries cut products differently."""
     torch.set_num_threads(count)
     assert_right(draw(leading, 30, 784, dtype=torch.float32))
 
@@ -178,7 +178,7 @@ def test_a_row_does_not_see_the_others(device: str) -> None:
 
 
 def _rounding(tensors: Tensors) -> Tensor:
-    """A bound on the rounding of each log p(x|h) in float32: the products' |h| |W| in H + 1 roundings, then D terms' sum."""
+    """Bounds the float32 rounding of each log p(x|h): H + 1 roundings of |h| |W| per product, then the sum of D terms."""
     logits = torch.nn.functional.linear(tensors["h"].abs(), tensors["weight"].abs(), tensors["bias"].abs()).double()
     return torch.finfo(torch.float32).eps * (tensors["h"].shape[-1] + 1 + logits.shape[-1] ** 0.5) * logits.sum(-1)
 
@@ -194,7 +194,7 @@ def test_the_gradient_of_x_is_the_sum_of_its_samples_logits(device: str) -> None
 
 
 def test_parameters_in_worker_threads(threads: None) -> None:
-    """Leaves that require a gradient, and tensors of inference mode, meet no autograd in the threads of the op."""
+    """Leaves that require a gradient, and tensors of inference mode, must not reach autograd in the op's worker threads."""
     torch.set_num_threads(2)
     tensors = draw((2, 700), 5, 784, dtype=torch.float32)
     leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
@@ -234,7 +234,7 @@ def test_errors(argument: str, value: object, error: type[Exception], message: s
 
 
 def test_the_output_layer_broadcasts_any_x() -> None:
-    """Where x has samples of its own, or fewer dimensions than h, there is nothing to fuse."""
+    """The layer must broadcast an x that has samples of its own or fewer dimensions than h, where the op cannot be used."""
     torch.manual_seed(0)
     output = layers.BernoulliOutput(4, 11)
     h = torch.randn(5, 3, 4)
@@ -244,7 +244,7 @@ def test_the_output_layer_broadcasts_any_x() -> None:
 
 
 def test_the_inner_op(device: str) -> None:
-    """It has no derivative of its own, and says so; without a bias as well."""
+    """The inner op must have no derivative and say so, and must accept a missing bias."""
     tensors = {name: t.to(device) for name, t in draw((3, 2)).items()} | {"bias": None}
     inner, outer = (getattr(torch.ops.dgmfast, f"linear_bernoulli_log_prob{tail}").default for tail in ("_with_logits", ""))
     for op in (inner, outer):
@@ -263,7 +263,7 @@ def test_the_inner_op(device: str) -> None:
 
 @pytest.mark.parametrize("leading", [(5,), (5, 3), (5, 3, 2)])
 def test_the_output_layer_goes_through_it(leading: tuple[int, ...]) -> None:
-    """Whatever stands between the rows and the features: samples, and labels of each sample."""
+    """The output layer must use the op for any dimensions between rows and features, such as samples and labels."""
     torch.manual_seed(0)
     output = layers.BernoulliOutput(4, 11)
     h, x = torch.randn(*leading, 4), torch.rand(5, 11).round()

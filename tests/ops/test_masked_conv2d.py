@@ -1,4 +1,4 @@
-"""masked_conv2d against conv2d with a masked weight, in every layout and shape; what it sees and what it does not."""
+"""Tests of masked_conv2d against conv2d with a masked weight, in every layout and shape, and of the inputs that it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.op_cases import DEVICES, ISAS, assert_same, assert_within_tolerance, double, evaluate, output_weights
+from support.op_cases import (
+    DEVICES,
+    ISAS,
+    assert_same,
+    assert_within_tolerance,
+    double,
+    evaluate,
+    has_cpu_kernels,
+    output_weights,
+)
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional as F
@@ -33,14 +42,14 @@ SHAPES: list[tuple[int, int, int, int, int, tuple[int, int], Options]] = [
     (2, 3, 13, 1, 2, (5, 3), {"mask": "B"}),
     (2, 64, 5, 6, 1, (1, 1), {"mask": "B"}),
     (2, 3, 5, 6, 3, (1, 1), {"mask": "A", "colors": 3}),
-    (2, 3, 5, 6, 3, (1, 1), {"mask": "A"}),  # sees nothing
-    (1, 2, 3, 2, 5, (7, 7), {"mask": "B"}),  # a kernel beyond the image
+    (2, 3, 5, 6, 3, (1, 1), {"mask": "A"}),  # reads no input
+    (1, 2, 3, 2, 5, (7, 7), {"mask": "B"}),  # the kernel is larger than the image
     (2, 8, 6, 5, 12, (5, 3), {"mask": "A", "colors": 3, "unmasked_inputs": 2}),
     (2, 5, 6, 5, 7, (3, 5), {"mask": "B", "unmasked_inputs": 1}),
-    (2, 5, 6, 5, 7, (3, 3), {"mask": "A", "unmasked_inputs": 5}),  # an ordinary convolution
+    (2, 5, 6, 5, 7, (3, 3), {"mask": "A", "unmasked_inputs": 5}),  # this is an ordinary convolution
     (1, 2, 45, 50, 3, (3, 3), {"mask": "B"}),  # more positions than the kernels take at a time
     (40, 2, 4, 4, 2, (3, 3), {"mask": "B"}),  # more images than partial sums
-    (1, 70, 9, 11, 66, (3, 3), {"mask": "B", "colors": 2}),  # a long list of taps, in portions
+    (1, 70, 9, 11, 66, (3, 3), {"mask": "B", "colors": 2}),  # a long list of taps, taken in portions
 ]
 
 
@@ -87,7 +96,7 @@ def test_matches_the_reference(shape: tuple, bias: bool, path_dtype: tuple[str, 
 
 @shapes
 def test_is_conv2d_of_the_masked_weight(shape: tuple, device: str) -> None:
-    """The reference too, written out."""
+    """The op and the reference must equal conv2d with the weight masked by an explicit loop."""
     (tensors, options), kernel = draw(shape, device=device), shape[5]
     full = {"mask": "B", "colors": 1, "unmasked_inputs": 0} | options
     masked = tensors["weight"].clone()
@@ -125,7 +134,7 @@ def test_every_subset_of_requires_grad(device: str) -> None:
             out.sum().backward()
         for (name, leaf), wanted in zip(leaves.items(), subset, strict=True):
             assert (leaf.grad is not None) == wanted, name
-            # the sums of the bias alone are torch's
+            # For the bias alone, torch computes the sums.
             assert leaf.grad is None or torch.allclose(leaf.grad, full[f"gradient of {name}"], rtol=1e-5, atol=1e-5), name
 
 
@@ -171,7 +180,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[12], SHAPES[17]], ids=name_of)
 def test_layout_does_not_matter(shape: tuple, layout: str, path_device: str) -> None:
-    """The bits of contiguous copies, also for the incoming gradient."""
+    """Any layout of the arguments or the incoming gradient must give the same bits as contiguous copies."""
     tensors, options = draw(shape, torch.float32, path_device)
     for which in [*([name] for name in tensors), list(tensors)]:
         strided = {name: LAYOUTS[layout](t) if name in which else t for name, t in tensors.items()}
@@ -203,13 +212,13 @@ def test_threads_do_not_matter(path_device: str, threads: None) -> None:
             assert_same(run(ops, tensors, options), expected)
 
 
-# What is seen
+# Which inputs are read
 
 
 def seen_from(
     output: tuple[int, int, int], tensors: Tensors, options: Options, call: Callable[..., Tensor] = ops.masked_conv2d
 ) -> Tensor:
-    """[I, H, W]: the inputs of which an output (channel, row, column) of the first image has a derivative other than zero."""
+    """Returns [I, H, W]: where an output (channel, row, column) of the first image has a derivative other than zero."""
     x = tensors["x"].clone().requires_grad_()
     channel, row, column = output
     (grad,) = torch.autograd.grad(call(x, tensors["weight"], **options)[0, channel, row, column], x)
@@ -236,7 +245,7 @@ def test_sees_exactly_what_precedes(mask: str, colors: int, unmasked: int, kerne
 
 @masks
 def test_nothing_that_follows_is_read(mask: str, path_device: str) -> None:
-    """Not even multiplied with zero: infinity and NaN there change no bit, unlike in conv2d(x, weight · mask)."""
+    """Infinity or NaN at later pixels must not change any bit; conv2d(x, weight · mask) would multiply them by zero."""
     options: Options = {"mask": mask, "colors": 3}
     tensors, _ = draw((2, 6, 6, 7, 9, (3, 5), options), torch.float32, path_device, bias=False)
     out = ops.masked_conv2d(**tensors, **options)
@@ -246,7 +255,7 @@ def test_nothing_that_follows_is_read(mask: str, path_device: str) -> None:
         spoilt[:, :, 4:] = value
         found = ops.masked_conv2d(spoilt, tensors["weight"], **options)
         assert torch.equal(found[:, :, :3], out[:, :, :3]) and torch.equal(found[:, :, 3, :4], out[:, :, 3, :4])
-        if path_device == "cpu":  # CUDA's tiles of channels multiply later colours with zero, as conv2d does
+        if has_cpu_kernels(path_device):  # CUDA's tiles of channels multiply later colours by zero, as conv2d does
             first = ops.masked_conv2d(
                 torch.where(torch.arange(6).view(-1, 1, 1) < 2, tensors["x"], spoilt),
                 **{k: v for k, v in tensors.items() if k != "x"},
@@ -269,7 +278,7 @@ def test_masked_weights_are_ignored(shape: tuple, value: float, path_device: str
     assert bool((gradient[~taps] == 0.0).all()) and not gradient[~taps].signbit().any()
 
 
-# What traces and casts
+# Tracing and casting
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
@@ -288,7 +297,7 @@ def test_opcheck(shape: tuple, channels_last: bool, device: str) -> None:
 
 
 def test_compile(device: str) -> None:
-    """With shapes that change."""
+    """The compiled op must equal eager while shapes change."""
     options = FULL[6]
     compiled = torch.compile(
         lambda **t: ops.masked_conv2d(**t, **options).sin(), fullgraph=True, backend="aot_eager", dynamic=True
@@ -311,12 +320,12 @@ def test_inductor(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     expected = evaluate(lambda **t: (F.relu(ops.masked_conv2d(**t, **options)),), tensors)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name])
-    assert any(tmp_path.iterdir())  # it did compile
+    assert any(tmp_path.iterdir())  # the cache shows that something was compiled
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype, device: str) -> None:
-    """float32 on the CPU; on CUDA 16 bits, as torch's convolution. Gradients are of their arguments' dtypes."""
+    """Autocast must give float32 on the CPU and 16 bits on CUDA, like torch, and gradients in the arguments' dtypes."""
     exact, options = draw(FULL, torch.float32, device)
     computed = dtype if device == "cuda" else torch.float32
     for tensors in (exact, {name: t.to(dtype) for name, t in exact.items()}, exact | {"x": exact["x"].to(dtype)}):

@@ -1,4 +1,4 @@
-"""What mlp_bernoulli_log_prob refuses: one sentence that names the argument, whether or not a gradient is wanted."""
+"""Tests of the inputs that mlp_bernoulli_log_prob refuses, in one sentence that names the argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dgmfast import ops
 
 
 def assert_refused(error: type[Exception], message: str, h: object, *others: object) -> None:
-    """In one sentence of the op itself, whether or not a gradient is wanted."""
+    """Asserts that the op refuses the arguments in one sentence, whether or not a gradient is wanted."""
     wanted = [h.detach().requires_grad_()] if isinstance(h, Tensor) and h.is_floating_point() else []
     for given in (h, *wanted):
         with pytest.raises(error) as caught:
@@ -40,7 +40,7 @@ def test_wrong_shapes(argument: str, message: str, shapes: list[tuple[int, ...]]
 
 @pytest.mark.parametrize("argument", list(draw()))
 def test_wrong_tensors(argument: str, device: str) -> None:
-    """What is no tensor, and another dtype or device than that of h."""
+    """Values that are no tensors, and tensors of another dtype or device than h, must be refused."""
     label = {"w": rf"weights\[{argument[1:]}\]", "b": rf"biases\[{argument[1:]}\]"}.get(argument[0], argument)
     tensors = draw(device=device)
 
@@ -49,9 +49,9 @@ def test_wrong_tensors(argument: str, device: str) -> None:
 
     for wrong in ([1.0], 2.5, "x", None):
         refused(TypeError, f"be a tensor; got {type(wrong).__name__}", wrong)
-    halves = [torch.float16, torch.bfloat16] if device == "cpu" or argument != "h" else []
-    for dtype in (torch.int64, torch.complex64, *halves, *([torch.float64] if argument != "h" else [])):
-        expected = "be float32 .*" if argument == "h" else "have the dtype of h, float32"
+    others = [torch.float64, torch.float16, torch.bfloat16] if argument != "h" else []
+    for dtype in (torch.int64, torch.complex64, *others):
+        expected = "be float32, float64, bfloat16 or float16" if argument == "h" else "have the dtype of h, float32"
         refused(TypeError, f"{expected}; got {str(dtype).removeprefix('torch.')}", tensors[argument].to(dtype))
     if argument != "h":
         refused(ValueError, r"be on the device of h, \S*; got meta", tensors[argument].to("meta"))

@@ -1,4 +1,4 @@
-"""What holds for every op alike, over the table of op_cases: values and gradients at every shape, layout and extreme."""
+"""Tests that hold for every op, over the table of op_cases: values and gradients for every shape, layout and extreme."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ def test_instruction_sets_agree(case: Case, dtype: torch.dtype, restored_isa: No
     for isa in ISAS[1:]:
         for name, value in found[isa].items():
             expected = found["baseline"][name]
-            # the paths differ in contracted multiply-adds and in the order of sums: a few roundings, more after log Σ w at −50
+            # The paths differ in contracted multiply-adds and in the order of sums. This costs a few roundings, and more after
+            # log Σ w at −50.
             torch.testing.assert_close(value, expected, rtol=0, atol=float(100 * torch.finfo(dtype).eps * expected.abs().max()))
 
 
 @st.composite
 def broadcasting(draw: st.DrawFn, case: Case) -> tuple[list[tuple[int, ...]], int]:
-    """Shapes of the arguments: a common leading shape of which each has some dimensions missing and some of size 1."""
+    """Draws shapes of the arguments that broadcast: each has some of the common leading dimensions missing and some of size 1."""
     full = draw(st.lists(st.integers(0, 4), min_size=case.ranks[0], max_size=case.ranks[1]))
     dim = draw(st.sampled_from([0, 1, 2, 3, 16, 17, 65, 257]))
     shapes = []
@@ -91,7 +92,7 @@ def test_broadcasts(case: Case, device: str) -> None:
 
 @every_broadcasting_case
 def test_gradient_of_many_broadcast_rows(case: Case, path_device: str) -> None:
-    """Sums over 200 rows, which the CPU kernels cut in partial sums of 64 and the CUDA ones in segments."""
+    """Sums over 200 broadcast rows must be right; CPU kernels cut them into parts of 64, CUDA kernels into segments."""
     full = (200, 70) if case.ranks[1] == 1 else (5, 40, 70)
     for i, _ in enumerate(case.kinds):
         shapes = [full if j != i else (70,) for j in range(len(case.kinds))]
@@ -109,7 +110,7 @@ def test_empty_batch(case: Case, leading: tuple[int, ...], device: str) -> None:
 
 @every_case
 def test_layout_does_not_matter(case: Case, device: str) -> None:
-    """Transposed, strided, offset and expanded arguments give what their contiguous copies give, and so do their gradients."""
+    """Transposed, strided, offset and expanded arguments must give the results and gradients of their contiguous copies."""
     layouts: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
         "strided rows": lambda t: (
@@ -137,7 +138,7 @@ def test_layout_does_not_matter(case: Case, device: str) -> None:
 
 @every_broadcasting_case
 def test_many_dimensions(case: Case, device: str) -> None:
-    """More than 8 leading dimensions that do not merge: the right result or a clear error; size-1 dimensions never count."""
+    """More than 8 leading dimensions that do not merge must work or raise a clear error; those of size 1 do not count."""
     if case.op == "gaussian_sample":
         pytest.skip("gaussian_sample takes at most two leading dimensions")
     for rank in (9, 13):
@@ -152,7 +153,7 @@ def test_many_dimensions(case: Case, device: str) -> None:
 
 @every_broadcasting_case
 def test_many_dimensions_of_size_1(case: Case, device: str) -> None:
-    """They merge away; a set of dimensions kept as the bits of a 32-bit word would mix up the third and the 35th."""
+    """Dimensions of size 1 must merge away; a set of dimensions stored in 32 bits would confuse the third with the 35th."""
     if case.op == "gaussian_sample":
         pytest.skip("gaussian_sample takes at most two leading dimensions")
     shapes = [[1] * 40 + [5] for _ in case.kinds]
@@ -163,12 +164,12 @@ def test_many_dimensions_of_size_1(case: Case, device: str) -> None:
 
 @every_case
 def test_any_number_of_threads(case: Case, path_device: str, threads: None) -> None:
-    """The ops' own loops give the same bits; where a library multiplies matrices, float64 is the measure."""
+    """Any number of threads must give the same bits, or agree with float64 where a library multiplies matrices."""
     leading = (400, *case.leading[1:])
     tensors = case.tensors(257, leading, device=path_device)
     last = case.names[-1]
     if len(tensors) > 1 and case.has_leading(last):
-        tensors[last] = tensors[last][:1]  # one broadcast argument, whose gradient sums over rows
+        tensors[last] = tensors[last][:1]  # one broadcast argument, whose gradient is a sum over rows
     torch.set_num_threads(1)
     expected = evaluate(case.call, tensors)
     for count in (1, 2, 3):
@@ -185,10 +186,12 @@ def test_any_number_of_threads(case: Case, path_device: str, threads: None) -> N
 FINITE = {
     "mean": [0.0, 1.5, -100.0, 1e4],
     "log_var": [0.0, -1.5, 20.0, -100.0, 100.0, -1e4, 1e4],
-    "logits": [0.5, -1.5, 20.0, -100.0, 100.0, -1e4, 1e4],  # 0.5: at 0 the reference has no derivative (test_bernoulli_log_prob)
+    # The logits have no 0, where the reference has no derivative (see test_bernoulli_log_prob).
+    "logits": [0.5, -1.5, 20.0, -100.0, 100.0, -1e4, 1e4],
     "probability": [0.0, 1.0, 0.3],
 }
-# no |log_var| above 80 here: e^−log_var must be normal in float32, because the kernels flush it to 0 and 0 · ∞ is NaN
+# No |log_var| is above 80: e^−log_var must be normal in float32, because the kernels flush smaller numbers to 0, and 0 · ∞ is
+# NaN.
 NOT_FINITE = {
     "mean": [0.0, 1.5, -100.0, math.inf, -math.inf, math.nan],
     "log_var": [0.0, -1.5, 80.0, -80.0, math.inf, -math.inf, math.nan],
@@ -208,27 +211,27 @@ extreme_cases = pytest.mark.parametrize(
 
 
 def grid(case: Case, values: dict[str, list[float]], dim: int, device: str, dtype: torch.dtype) -> Tensors:
-    """Every combination of the arguments' values, each a row of `dim` equal numbers."""
+    """Returns every combination of the arguments' values, each as a row of `dim` equal numbers."""
     rows = torch.tensor(list(product(*(values[kind] for kind in case.kinds.values()))), dtype=dtype, device=device)
     shape = (len(rows), *[1] * (case.ranks[0] - 1), dim)
     return {name: rows[:, i].view(-1, *[1] * (len(shape) - 1)).expand(shape) for i, name in enumerate(case.names)}
 
 
 def evaluate_without_overflow(case: Case, tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """The reference in `dtype`, but in 16 bits computed in float32 as the op does, because its intermediate results overflow."""
+    """Evaluates the reference in `dtype`, or for 16 bits in float32 as the op does, because intermediate results overflow."""
     wider = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     return {name: t.to(dtype) for name, t in evaluate(case.reference, {n: t.to(wider) for n, t in tensors.items()}).items()}
 
 
 def largest_term(case: Case, tensors: Tensors) -> torch.Tensor:
-    """[rows] float64: the size of what is added up to a result, of which an op may have some roundings."""
+    """Returns the size of the largest term of each result, [rows] in float64; an op may have a few roundings of it."""
     terms = [torch.ones(len(tensors[case.names[0]]), dtype=torch.float64)]
     for name, kind in case.kinds.items():
         value = tensors[name].double().flatten(1)[:, 0].cpu()
         terms += [value.abs()] if kind == "mean" else []
         terms += (
             [7.0 * torch.exp(0.5 * value)] if case.op == "gaussian_sample" and kind == "log_var" else []
-        )  # 7: the largest normal
+        )  # 7 is above the largest normal
     return torch.stack(torch.broadcast_tensors(*terms)).amax(0)
 
 
@@ -241,7 +244,7 @@ def test_extreme_values(case: Case, dim: int, path_dtype: tuple[str, torch.dtype
     truth = evaluate(case.reference, double(tensors))
     size = largest_term(case, tensors)
     for name, value in got.items():
-        # one number per row: the first of equal ones (all of them, where noise makes them differ)
+        # Each row has equal numbers, so the first is enough; with noise they differ, and all are compared.
         value, rounded, exact = (
             t[name].double().cpu().flatten(1) if t[name].dim() > 1 else t[name].double().cpu()[:, None] for t in (got, own, truth)
         )
@@ -281,14 +284,14 @@ def test_nan_stays_in_its_row(case: Case, device: str) -> None:
         for name, value in evaluate(case.call, tensors).items():
             assert torch.equal(value.isnan(), reference[name].isnan()), f"{spoilt}: {name}"
             keep = ~value.isnan()
-            if case.op == "label_linear":  # torch's relu has a gradient at NaN, which is not that of the number
+            if case.op == "label_linear":  # torch's relu has a gradient at NaN, which is not that of the clean number
                 keep &= reference[name] == clean_reference[name]
             assert_same_calls(case, {name: value[keep]}, {name: clean[name][keep]})
 
 
 @every_op
 def test_python_threads(case: Case, device: str) -> None:
-    """The extension lets go of the interpreter's lock: calls at the same time do not disturb each other."""
+    """Concurrent calls must not disturb each other, because the extension releases the interpreter's lock."""
     tensors = case.tensors(257, (60, *case.leading[1:]), device=device)
     expected, found = evaluate(case.call, tensors), []
     workers = [threading.Thread(target=lambda: found.extend(evaluate(case.call, tensors) for _ in range(5))) for _ in range(4)]
@@ -302,7 +305,7 @@ def test_python_threads(case: Case, device: str) -> None:
 
 
 def negative_view(t: torch.Tensor) -> torch.Tensor:
-    """t as the imaginary part of a conjugate, whose memory holds −t."""
+    """Returns t as the imaginary part of a conjugate, whose memory holds −t."""
     view = torch.complex(torch.zeros_like(t), -t).conj().imag
     assert view.is_neg() and torch.equal(view, t)
     return view
@@ -311,7 +314,7 @@ def negative_view(t: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_case
 def test_negative_bit_views(case: Case, dtype: torch.dtype, device: str) -> None:
-    """The ops see a tensor's values, also where its memory holds their negatives, and so do their gradients."""
+    """Views whose memory holds negated values must give the results and gradients of ordinary tensors."""
     tensors = case.tensors(18, device=device, dtype=dtype)
     weights = output_weights([out.detach() for out in case.call(**tensors)])
     expected = evaluate(case.call, tensors, weights)

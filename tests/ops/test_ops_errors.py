@@ -1,4 +1,4 @@
-"""Bad input to an op is one error of the documented type, in one line: the op, the argument, what was expected, what came."""
+"""Tests of bad input: one line of the documented type must name the op, the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ alike_arguments = pytest.mark.parametrize(
     "case", [case for case in FULL if len(case.kinds) > 1 and all(map(case.has_leading, case.names))], ids=lambda case: case.op
 )
 
-FLOATS = {"cpu": "float32 or float64 on the CPU", "cuda": "float32, float64, bfloat16 or float16"}
+GAUSSIANS = ("gaussian_kl", "gaussian_log_prob", "gaussian_sample", "gaussian_merge")  # whose last dimension broadcasts
 
 
 def assert_raises(expected: type[Exception], message: str, call: Callable[[], object]) -> None:
-    """`call` raises exactly `expected` with exactly the regular expression `message`, and leaves no state behind."""
+    """Asserts that `call` raises exactly the type `expected`, with a message that matches `message` in full."""
     with pytest.raises(Exception) as caught:
         call()
     assert type(caught.value) is expected, f"{type(caught.value).__name__}: {caught.value}"
@@ -29,7 +29,7 @@ def assert_raises(expected: type[Exception], message: str, call: Callable[[], ob
 
 
 def spoil(case: Case, name: str, value: object, device: str) -> Callable[[], object]:
-    """A call with one argument replaced, checked to leave the others as they were."""
+    """Returns a call with one argument replaced."""
     tensors = case.tensors(device=device) | {name: value}
     return lambda: case.call(**tensors)
 
@@ -37,7 +37,7 @@ def spoil(case: Case, name: str, value: object, device: str) -> Callable[[], obj
 @every_op
 def test_not_a_tensor(case: Case, device: str) -> None:
     for name in case.names:
-        for value in ([1.0], 2.5, "x", {}):
+        for value in ([1.0], "x", {}, *(() if case.op in GAUSSIANS else (2.5,))):
             message = rf"{case.op}: {name} must be a tensor; got {type(value).__name__}"
             assert_raises(TypeError, message, spoil(case, name, value, device))
     message = rf"{case.op}: {case.names[0]} must be a tensor; got NoneType"
@@ -48,13 +48,12 @@ def test_not_a_tensor(case: Case, device: str) -> None:
 def test_dtype(case: Case, device: str) -> None:
     first = case.names[0]
     shape = (*case.leading, 5)
-    for dtype in (torch.int64, torch.int32, torch.bool, torch.complex64) + (
-        (torch.bfloat16, torch.float16) if device == "cpu" else ()
-    ):
+    for dtype in (torch.int64, torch.int32, torch.bool, torch.complex64, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        message = rf"{case.op}: {first} must be {FLOATS[device]}; got {name}"
         everywhere = {n: torch.ones(shape, dtype=dtype, device=device) for n in case.names}
-        assert_raises(TypeError, message, lambda everywhere=everywhere: case.call(**everywhere))
+        if not dtype.is_floating_point:
+            message = rf"{case.op}: {first} must be float32, float64, bfloat16 or float16; got {name}"
+            assert_raises(TypeError, message, lambda everywhere=everywhere: case.call(**everywhere))
         for other in case.names[1:]:
             if case.op.endswith("bernoulli_log_prob") and other == "x" and dtype == torch.bool:
                 continue
@@ -63,6 +62,10 @@ def test_dtype(case: Case, device: str) -> None:
     for other in case.names[1:]:
         message = rf"{case.op}: {other} must have the dtype of {first}, float32; got float64"
         assert_raises(TypeError, message, spoil(case, other, torch.ones(shape, device=device).double(), device))
+        for dtype in (torch.bfloat16, torch.float16):
+            message = rf"{case.op}: {other} must have the dtype of {first}, {str(dtype).removeprefix('torch.')}; got float32"
+            mixed = case.tensors(device=device, dtype=dtype) | {other: case.tensors(device=device)[other]}
+            assert_raises(TypeError, message, lambda mixed=mixed: case.call(**mixed))
 
 
 @alike_arguments
@@ -70,7 +73,7 @@ def test_shape(case: Case, device: str) -> None:
     first, shape = case.names[0], (*case.leading, 5)
     expected = re.escape(str(list(shape)))
     for other in case.names[1:]:
-        for dim in (4, 1, 0):  # the last dimension does not broadcast
+        for dim in (4, 0) if case.op in GAUSSIANS else (4, 1, 0):
             got = torch.ones((*case.leading, dim), device=device)
             message = (
                 rf"{case.op}: {other} must have the last dimension of {first}, {expected}; got {re.escape(str(list(got.shape)))}"
@@ -82,7 +85,7 @@ def test_shape(case: Case, device: str) -> None:
         assert_raises(ValueError, message, spoil(case, other, got, device))
 
 
-@every_op
+@pytest.mark.parametrize("case", [case for case in FULL if case.op not in GAUSSIANS], ids=lambda case: case.op)
 def test_no_dimension(case: Case, device: str) -> None:
     for name in case.names:
         message = rf"{case.op}: {name} must have (shape \[\.\.\., [DKI]\]|at least one dimension); got a 0-dimensional tensor"
@@ -109,13 +112,14 @@ def test_two_devices(case: Case, device: str) -> None:
 
 @every_op
 def test_backward_checks_too(case: Case, device: str) -> None:
-    """The backward op, which anybody can call through torch.ops, wants a gradient of the output's shape and dtype."""
+    """The backward op, which anyone can call through torch.ops, must refuse a gradient that lacks the output's shape or dtype."""
     tensors = case.tensors(device=device)
     outputs = case.call(**tensors)
     arguments = case.backward_positional(tensors, outputs, [True] * len(case.names))
     backward = getattr(torch.ops.dgmfast, f"{case.op}_backward").default
     for i, out in enumerate(outputs):
-        for wrong in (torch.cat([out, out]), out.double()):  # larger than it should be, so that nothing is read beyond its end
+        # The wrong gradients are too large rather than too small, so that nothing is read beyond their end.
+        for wrong in (torch.cat([out, out]), out.double()):
             grads = [wrong if j == i else torch.ones_like(o) for j, o in enumerate(outputs)]
             with pytest.raises((ValueError, TypeError)):
                 backward(*grads, *arguments)
@@ -140,7 +144,7 @@ SAMPLE = {"mean": torch.zeros(3, 5), "log_var": torch.zeros(3, 5)}
             {"first_row": 2**32 - 2},
             ValueError,
             r"first_row must lie in \[0, 2\^32\).*; got 4294967294",
-        ),  # the third row is beyond
+        ),  # the third row is out of range
         ({"first_row": 2**63 - 1}, ValueError, r"first_row must lie in \[0, 2\^32\).*; got 9223372036854775807"),
         ({"first_row": 2.0}, TypeError, r"first_row must be an int.*; got 2\.0"),
         ({"first_sample": -(2**40)}, ValueError, r"first_sample must lie in \[0, 2\^32\).*; got -1099511627776"),
@@ -199,7 +203,7 @@ def test_sparse_tensors_are_refused(case: Case) -> None:
 
 
 def test_a_gradient_of_an_argument_that_was_left_out() -> None:
-    """Asked of the backward operators themselves: refused, on the CPU and under Meta."""
+    """The backward ops must refuse to return a gradient of an argument that was left out, on the CPU and on Meta."""
     for device in ("cpu", "meta"):
         x, grad = torch.zeros(3, 4, device=device), torch.zeros(3, device=device)
         calls = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,8 +15,19 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def dtypes_of(device: str) -> list[torch.dtype]:
-    """Returns the dtypes that the ops accept on a device."""
+    """Returns the dtypes that the kernels of a device accept; test_half_on_cpu.py has the others."""
     return [torch.float32, torch.float64] + ([torch.bfloat16, torch.float16] if device == "cuda" or _C.cuda_on_host else [])
+
+
+def has_cpu_kernels(device: str) -> bool:
+    """True if the device's kernels are the CPU's own, and not CUDA's or emulated ones, which promise less of their bits."""
+    return device == "cpu" and not _C.cuda_on_host
+
+
+def skip_reference_in_16_bits(implementation: Callable[..., object], dtype: torch.dtype) -> None:
+    """Skips a test of the reference in bfloat16 or float16, in which it rounds every intermediate result."""
+    if implementation.__module__ == reference.__name__ and dtype.itemsize == 2:
+        pytest.skip("the reference rounds its intermediate results to 16 bits")
 
 
 def available_isas() -> list[str]:
