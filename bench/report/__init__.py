@@ -1,1 +1,1 @@
-"""What the measurements say: ratios against targets, tables, pictures and pages."""
+"""Rendering of the measurements: ratios against targets, tables, plots and pages."""

@@ -1,4 +1,4 @@
-"""`python -m bench report`: the README's table, a plot per machine, and the full tables, from the files of measurements."""
+"""`python -m bench report` renders the README's table, a plot per machine and the full tables from the measurements on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Render; 2 where there is nothing to render or nowhere to put it."""
+    """Renders the report; returns 2 if there are no measurements or the README lacks the markers."""
     machines = read(options.results)
     if not machines:
         print(f"python -m bench report: no measurements in {options.results}; run `python -m bench` first", file=sys.stderr)
@@ -55,13 +55,13 @@ def main(options: argparse.Namespace) -> int:
 
 
 def read(results: Path) -> dict[str, list[Row]]:
-    """Machine -> its rows, by name."""
+    """Returns the rows of each machine by its name."""
     folders = sorted(path.parent for path in results.glob(f"*/{store.FILE}"))
     return {folder.name: rows for folder in folders if (rows := store.read(folder))}
 
 
 def fullest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
-    """The machine of a kind with the most pieces of work measured; of equal ones, the one that was measured last."""
+    """Returns the machine of a kind with the most work measured; among equals, the one measured last."""
 
     def measured(name: str) -> tuple[int, str]:
         rows = machines[name]
@@ -71,24 +71,24 @@ def fullest(machines: Mapping[str, Sequence[Row]], device: str) -> str | None:
 
 
 def readme_part(machines: Mapping[str, Sequence[Row]]) -> str:
-    """A few rows of a CPU and, where there is one, of a GPU: of each the machine with the most measurements."""
+    """Returns a short table for the CPU and, if one was measured, for the GPU with the most measurements."""
     best = filter(None, (fullest(machines, "cpu"), fullest(machines, "cuda")))
     return "\n\n".join(tables.highlights(machines[name]) for name in best)
 
 
 def _link(picture: Path, page: Path) -> str:
-    """The picture's path as seen from a page."""
+    """Returns the path of a picture relative to a page."""
     return Path(os.path.relpath(picture.resolve(), page.resolve().parent)).as_posix()
 
 
 def replace_marked(text: str, part: str) -> str:
-    """The text with what is between the markers replaced."""
+    """Returns the text with the part between the markers replaced."""
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{part}\n{END}{rest.split(END)[1]}"
 
 
 def full_report(machines: Mapping[str, Sequence[Row]], results: Path, page: Path) -> str:
-    """All measurements of all machines, as Markdown for a file `page`."""
+    """Returns all measurements of all machines as Markdown for the file `page`."""
     intro = (
         "# Benchmarks\n\nWritten by `python -m bench report --out docs/benchmarks.md` from `bench/results/`."
         " Median (20 – 80 % quantiles) of interleaved runs · how many times slower than ours in the same setting;"

@@ -1,14 +1,18 @@
-"""The pictures: the ratios, one row per piece of work and one mark per rival; a training step against the number of classes."""
+"""The plots: the ratios, one line per work and one mark per rival, and the time of a step against the number of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.report.ratios import RIVALS, headline, most_threads
 from bench.store import Row
 
-# Okabe and Ito's colours and two of Tol's, which colour-blind readers tell apart, and a shape for each besides.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# The colours are Okabe and Ito's and two of Tol's, which colour-blind readers can tell apart. Each also has its own marker.
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -18,7 +22,7 @@ COLOURS = (
     "#CC79A7",
     "#E69F00",
     "#000000",
-    "#F0E442",
+    "#AA9F00",
     "#882255",
     "#332288",
 )
@@ -26,56 +30,50 @@ STYLES = dict(zip(RIVALS, zip(COLOURS, "os^PX*Dv<>p", strict=True), strict=True)
 
 
 def speedups(rows: Sequence[Row], path: Path) -> None:
-    """Draw the ratios of a machine at its most threads into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Draws the ratios of a machine, at its largest thread count, into a PNG."""
+    from matplotlib import figure as figures
+    from matplotlib import ticker
 
     threads = most_threads(rows)
     listed = [work for work in headline(rows) if work.ratios][::-1]
-    figure, axes = pyplot.subplots(figsize=(9.0, 1.4 + 0.27 * len(listed)))
+    figure = figures.Figure(figsize=(9.5, 1.6 + 0.27 * len(listed)), layout="constrained")
+    axes = figure.subplots()
     axes.axvline(1.0, color="0.35", linewidth=1.0, zorder=1)
     for rival, (colour, marker) in STYLES.items():
         found = [(work.ratios[rival].value, y) for y, work in enumerate(listed) if rival in work.ratios]
         if found:
-            axes.scatter([v for v, _ in found], [y for _, y in found], color=colour, marker=marker, s=34, zorder=3, label=rival)
+            x, heights = [v for v, _ in found], [y for _, y in found]
+            # The white edge separates marks that overlap.
+            axes.scatter(x, heights, c=colour, marker=marker, s=64, edgecolors="white", linewidths=0.5, zorder=3, label=rival)
         wanted = [(w.target.ratios[rival], y) for y, w in enumerate(listed) if w.target and rival in w.target.ratios]
         if wanted:
             axes.scatter(
                 [v for v, _ in wanted], [y for _, y in wanted], color=colour, marker="|", s=150, linewidths=1.6, zorder=2
             )
-    axes.scatter([], [], color="0.35", marker="|", s=150, linewidths=1.6, label="target, in the rival's colour")
+    axes.scatter([], [], color="0.35", marker="|", s=150, linewidths=1.6, label="target, in its colour")
     axes.set_yticks(range(len(listed)), [work.title.replace("`", "") for work in listed], fontsize=8)
     axes.set_ylim(-0.7, len(listed) - 0.3)
     axes.set_xscale("log")
-    ticks = [
-        tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 1000, 5000) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]
-    ]
-    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(color="0.9", zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"times slower than dgmfast on {_machine(rows, threads)}")
-    figure.legend(loc="upper center", ncols=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0) if high < 20.0 * low else (1.0,)))
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.set_xlabel("times slower than dgmfast")
+    _tidy(axes)
+    axes.set_title(_machine(rows, threads), fontsize=9, loc="right")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def classes(rows: Sequence[Row], path: Path) -> bool:
-    """Draw the time of a training step against the number of classes into a PNG; false where it was not measured."""
+    """Draws the time of a training step against the number of classes into a PNG; returns False if it was not measured."""
     threads = most_threads(rows)
     found = [row for row in rows if row["case"] == "classes" and row["threads"] == threads and row["malloc"] == "default"]
     if not found:
         return False
-    import matplotlib
+    from matplotlib import figure as figures
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4))
+    figure = figures.Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
     lines = {"repeated batch": ("repeated batch", ""), "exact sum": ("exact sum", "exact_flops"), "ours": ("sparse sum", "flops")}
     rates = [row["rate"] for row in rows if row["case"] == "floor" and row["shape"] == "sgemm" and row["threads"] == threads]
     for (contender, (label, flops)), colour, marker in zip(lines.items(), COLOURS, "os^", strict=False):
@@ -85,23 +83,27 @@ def classes(rows: Sequence[Row], path: Path) -> bool:
         if flops and rates:
             axes.plot(labels, [1e3 * row[flops] / rates[0] for row in timed], color=colour, linestyle=":", linewidth=1.2)
     if rates:
-        axes.plot([], [], color="0.35", linestyle=":", linewidth=1.2, label="its multiplications alone")
+        axes.plot([], [], color="0.35", linestyle=":", linewidth=1.2, label="matrix products alone")
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = sorted({row["classes"] for row in found})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("number of classes")
+    axes.set_ylabel("time of a training step of the ADGM (ms)")
+    _tidy(axes)
+    axes.set_title(_machine(rows, threads), fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _tidy(axes: Axes) -> None:
+    """Draws a light grid behind the data, and neither minor ticks nor a frame."""
     axes.minorticks_off()
-    axes.set_xlabel("classes")
-    axes.set_ylabel("ms per training step of the ADGM")
-    axes.set_title(_machine(rows, threads), fontsize=8)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return True
 
 
 def _machine(rows: Sequence[Row], threads: int) -> str:

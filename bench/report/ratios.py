@@ -1,4 +1,4 @@
-"""What the measurements say: per piece of work, how many times slower each rival is than ours."""
+"""Ratios from the measurements: for each piece of work, how many times slower each rival is than ours."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ CASES = (
     "L_5000",
     "image_steps",
     "sampling",
+    "end_to_end",
 )
 RIVALS = (
     "eager",
@@ -47,7 +48,7 @@ NOT_TIMED = ("wrong", "failed", "skipped")
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times slower a rival is, and which of its forms was the fastest."""
+    """How many times slower a rival is than ours, and which of its forms was the fastest."""
 
     value: float
     form: str
@@ -55,7 +56,7 @@ class Ratio:
 
 @dataclass
 class Work:
-    """One case, shape, mode and dtype on a number of threads."""
+    """One case, shape, mode and dtype at one number of threads."""
 
     case: str
     shape: str
@@ -66,9 +67,9 @@ class Work:
     device: str
     ours_s: float
     bandwidth: float | None = None  # share of the measured ceiling
-    floor: float | None = None  # our time, in times of the multiplications alone at the measured rate
+    floor: float | None = None  # our time divided by the time of the multiplications alone at the measured rate
     ratios: dict[str, Ratio] = field(default_factory=dict)
-    refused: list[Row] = field(default_factory=list)  # contenders that were wrong, failed, or would take too much
+    refused: list[Row] = field(default_factory=list)  # contenders that were wrong, failed or were skipped
 
     @property
     def target(self) -> Target | None:
@@ -84,14 +85,16 @@ class Work:
 
 
 def rival_of(contender: str) -> str | None:
-    """The rival that a contender is a form of; None for ours."""
+    """Returns the rival that a contender is a form of; None for ours."""
     head = contender.split(",")[0]
     return head if head in RIVALS else None
 
 
 def headline(rows: Sequence[Row]) -> list[Work]:
-    """What the README shows: the work on all threads, of the numbers of classes those that have a target, and L_K on one thread
-    besides, which has a target of its own."""
+    """Returns the work for the short tables: all cases at the largest thread count, and L_K also on one thread.
+
+    Of `classes`, only the numbers of classes with a target are included.
+    """
     most = most_threads(rows)
     listed = [work for work in works(rows, most) if work.case != "classes" or work.target]
     single = [work for work in works(rows, 1) if work.case == "L_5000" and work.device == "cpu"] if most > 1 else []
@@ -99,7 +102,7 @@ def headline(rows: Sequence[Row]) -> list[Work]:
 
 
 def works(rows: Sequence[Row], threads: int) -> list[Work]:
-    """Every measured piece of work at a thread count, in the order of the table."""
+    """Returns all measured work at one thread count, in the order of the table."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["case"] in CASES and row["threads"] == threads:
@@ -119,7 +122,7 @@ def _order(work: Work) -> tuple:
 
 
 def _work(group: Sequence[Row], ceilings: Mapping[str, float]) -> Work | None:
-    """The smaller ratio of the malloc settings, because page faults inflate the rivals' times."""
+    """Quotes the smaller ratio of the malloc settings, because page faults inflate the rivals' times."""
     ceiling = ceilings.get("read bandwidth") or ceilings.get("copy bandwidth")
     timed = [row for row in group if "median_s" in row]
     ours = {row["malloc"]: row["median_s"] for row in timed if row["contender"] == "ours"}
@@ -149,5 +152,5 @@ def _fastest(timed: Iterable[Row], rival: str, malloc: str, ours: float) -> Rati
 
 
 def most_threads(rows: Sequence[Row]) -> int:
-    """The thread count that the targets are for: the largest measured."""
+    """Returns the thread count of the targets, which is the largest measured."""
     return max((row["threads"] for row in rows if "median_s" in row), default=1)

@@ -1,4 +1,4 @@
-"""Markdown: the README's table of ratios against their targets, and the full tables of a machine."""
+"""Markdown tables: the ratios against their targets, and all measurements of a machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bench.harness import format_seconds
 from bench.report.ratios import RIVALS, Work, headline, most_threads, works
 from bench.store import Row
 
-# Below this, memory traffic is not what bounds an op.
+# Below this size, memory traffic does not bound an op.
 MIN_BANDWIDTH_SIZE = 1000 * 784
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The table of one machine: our time, and how many times slower each rival is, with targets."""
+    """Returns the table of one machine: our time, and how many times slower each rival is, with targets."""
     threads = most_threads(rows)
     listed = headline(rows)
     lines = [_caption(rows, threads), "", "| Work | ours | × eager | × compile | besides |", "|---|--:|--:|--:|---|"]
@@ -25,7 +25,7 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-# The rows of the front page, by their titles.
+# The titles of the rows on the front page.
 HIGHLIGHTS = (
     "`gaussian_kl` 10000×784, forward+backward",
     "`bernoulli_log_prob` 10000×784, forward+backward",
@@ -37,7 +37,7 @@ HIGHLIGHTS = (
 
 
 def highlights(rows: Sequence[Row]) -> str:
-    """The table of the front page: a few pieces of work, and how many times slower each rival is."""
+    """Returns the table of the front page: a few pieces of work, and how many times slower each rival is."""
     threads = most_threads(rows)
     by_title = {work.title: work for work in headline(rows)}
     lines = [_machine(rows, threads) + ": medians, in float32, and how many times longer the others take.", ""]
@@ -142,7 +142,7 @@ def _reason(row: Row) -> str:
 
 
 def full(rows: Sequence[Row]) -> str:
-    """Every measurement of a machine: median (20–80 % quantiles), and the ratio to ours in the same setting."""
+    """Returns all measurements of a machine: medians (20–80 % quantiles), and the ratios to ours in the same setting."""
     settings = sorted({(row["threads"], row["malloc"]) for row in rows if "median_s" in row}, key=lambda s: (s[0], s[1]))
     heads = [f"{t} thread{'s' * (t > 1)}{'' if malloc == 'default' else ', tuned malloc'}" for t, malloc in settings]
     blocks: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The ratios that the project set itself, before they were measured: how many times faster than each rival."""
+"""The targets that the project set before measuring: how many times faster than each rival ours should be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ FORWARD, TRAINING, STEP = "forward", "forward+backward", "training step"
 
 @dataclass(frozen=True)
 class Target:
-    """At least this many times faster than each rival.
+    """The ratios to reach: at least this many times faster than each rival.
 
-    bandwidth: the share of the measured ceiling to reach. floor: at most this many times what the multiplications alone take.
+    bandwidth: the share of the measured ceiling to reach.
+    floor: the most that the time may be, as a multiple of the time of the multiplications alone.
     """
 
     ratios: dict[str, float]
@@ -44,7 +45,7 @@ CPU: dict[tuple[str, str], dict[str, Target]] = {
     ("bernoulli_log_prob", "100x784"): _BERNOULLI,
     ("bernoulli_log_prob", "10000x784"): _BERNOULLI,
     ("importance_bound", "100x5000"): _both((3, 2), (3, 2)),
-    # 0.85 of the time of the product that writes its output
+    # The time should be at most 0.85 of that of the product, which writes its output.
     ("linear_bernoulli_log_prob", "20000x784 from 200"): {
         FORWARD: Target({"eager": 3, "compile": 1.6, "plain product": 1 / 0.85}),
         TRAINING: Target({"eager": 2, "compile": 1.5}),
@@ -71,11 +72,11 @@ GPU: dict[tuple[str, str], dict[str, Target]] = {
 }
 
 
-# of L_5000 on one thread
+# The target of L_5000 on one thread.
 SINGLE_THREAD = Target({"eager": 1.35, "compile": 1.5, "pythae": 4, "Pyro": 3})
 
 
 def target_of(device: str, case: str, shape: str, mode: str, threads: int) -> Target | None:
-    """The target of a piece of work, if it has one."""
+    """Returns the target of a piece of work, or None."""
     target = (CPU if device == "cpu" else GPU).get((case, shape), {}).get(mode)
     return SINGLE_THREAD if target and case == "L_5000" and device == "cpu" and threads == 1 else target

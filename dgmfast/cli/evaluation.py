@@ -258,6 +258,6 @@ def sample(
         click.echo(f"wrote {npz}")
     layout = plots.layout_of_run(folder, run.recipe, data_dir)
     if layout is not None:
-        click.echo(f"wrote {plots.samples(run.model, out or folder / 'samples.png', layout, n=n, x=x)}")
+        click.echo(f"wrote {plots.samples(run.model, out or folder / 'samples.png', layout, n=n, seed=seed, x=x)}")
     elif out is not None or npz is None:
         raise InputError(f"the rows of {run.recipe.data} are not images: write them with --npz")

@@ -11,27 +11,47 @@ from typing import TYPE_CHECKING, Any
 
 from dgmfast.errors import InputError
 from dgmfast.models import MODELS, LabelModel
-from dgmfast.plots.canvas import COLORS, MARKERS, line, new_figure, over_epochs, save
-from dgmfast.plots.curves import SPLITS, kl_layers, kl_units
+from dgmfast.plots.canvas import (
+    MARKERS,
+    color,
+    legend_beside,
+    line,
+    log_axis,
+    new_figure,
+    over_epochs,
+    save,
+    show_late_values,
+    whole_numbers,
+)
+from dgmfast.plots.curves import NATS, kl_layers, kl_units, split_of
 from dgmfast.recipes import Recipe
 from dgmfast.runs import METRICS, RunLog, metric_names, metric_series, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 Runs = Sequence[str | Path | RunLog]
 MOST_COLUMNS = 6  # runs side by side in one figure
-STYLES = ("-", "--", ":")  # for the splits of one run
+RUNS_TITLE = "mean of the runs (faint: each run)"
 
 
 def error_curves(runs: Runs, path: str | Path) -> Path:
     """Draw the error in percent over the epochs, with one colour per run (App. A Fig. 5).
 
+    Runs without labels are left out, because the numbers of their classes mean nothing.
+
     Raises:
-        InputError: No run has an error in its metrics, or a run is given twice.
+        InputError: No run with labels has an error in its metrics, or a run is given twice.
     """
-    return _over_epochs(runs, path, "_error", "error (%)", "Classification error")
+    logs = _logs(runs)
+    figure, values = _over_epochs([log for log in logs if log.recipe.labels], logs, "_error", "error (%)", "Classification error")
+    lowest, highest = min(map(min, values)), max(map(max, values))
+    if 0.0 < 5.0 * lowest < highest:
+        figure.axes[0].set_yscale("log")
+        log_axis(figure.axes[0].yaxis, (1.0, 2.0, 5.0))
+    return save(figure, path)
 
 
 def bound_curves(runs: Runs, path: str | Path) -> Path:
@@ -42,53 +62,39 @@ def bound_curves(runs: Runs, path: str | Path) -> Path:
     """
     runs = _logs(runs)
     _check_data(runs)
-    return _over_epochs(runs, path, "_elbo", "nats per example (higher is better)", "L_1 on held-out rows", ("labelled_elbo",))
-
-
-def _over_epochs(runs: Runs, path: str | Path, suffix: str, ylabel: str, title: str, without: Sequence[str] = ()) -> Path:
-    """Draw the metrics whose names end in `suffix`, except those in `without`, over the epochs."""
-    logs, figure = _logs(runs), new_figure(6.4, 4.4)
-    axes = figure.subplots()
-    titles, values, drawn = run_titles(logs), [], 0
-    for log in logs:
-        found = [name for name in metric_names(log.records, suffix=suffix) if name not in without]
-        for name, style in zip(found, STYLES, strict=False):
-            split = SPLITS.get(name.removesuffix(suffix), name.removesuffix(suffix))
-            line(axes, *metric_series(log.records, name), f"{titles[log.folder]}, {split}", _color(drawn), style=style)
-            values += metric_series(log.records, name)[1]
-        drawn += bool(found)
-    if not values:
-        what = "error" if suffix == "_error" else "bound"
-        raise InputError(f"expected the {what} of held-out rows in the metrics of a run; got none in {_folders(logs)}")
-    if suffix == "_error" and min(values) > 0.0:
-        from matplotlib.ticker import ScalarFormatter
-
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(ScalarFormatter())
-    if suffix == "_elbo":
-        ordered = sorted(values)
-        low, high = ordered[len(ordered) // 20], ordered[-1]
-        if high > low:  # the first epochs are far below, and would flatten the rest
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    over_epochs(axes, ylabel, title)
+    figure, values = _over_epochs(runs, runs, "_elbo", f"{NATS} (higher is better)", "L_1 on held-out rows")
+    show_late_values(figure.axes[0], values)
     return save(figure, path)
 
 
-def _color(number: int) -> tuple[float, float, float]:
-    """The colour of run `number`: one of COLORS, then further ones at even distances on the circle of hues."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
+def _over_epochs(
+    logs: Sequence[RunLog], given: Sequence[RunLog], suffix: str, ylabel: str, title: str
+) -> tuple[Figure, list[list[float]]]:
+    """Draw the metric of held-out rows whose name ends in `suffix` over the epochs, and return the values of each curve.
 
-    if number < len(COLORS):
-        return to_rgb(COLORS[number])
-    red, green, blue = hsv_to_rgb(((number * 0.618034) % 1.0, 0.9, 0.7)).tolist()
-    return red, green, blue
+    `given` are all runs of the comparison, which the titles tell apart.
+    """
+    figure, titles = new_figure(6.4, 4.4), run_titles(given)
+    axes = figure.subplots()
+    values: list[list[float]] = []
+    for log in logs:
+        for name in metric_names(log.records, suffix=suffix):
+            if name != "labelled_elbo":
+                epochs, series = metric_series(log.records, name)
+                line(axes, epochs, series, f"{titles[log.folder]}, {split_of(name)}", len(values))
+                values.append(series)
+    if not values:
+        what = "error" if suffix == "_error" else "bound"
+        raise InputError(f"expected the {what} of held-out rows in the metrics of a run; got none in {_folders(given)}")
+    over_epochs(axes, ylabel, title, legend=False)
+    legend_beside(figure, axes)
+    return figure, values
 
 
 def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
     """Draw three bounds against the number of latent layers: L_1 of the training rows, and L_1 and L_K of the test rows.
 
-    There is a curve per kind of model, through the means over the runs of one kind and depth (thesis Fig. 5.3).
+    There is a curve per kind of model and number of labels, through the means over the runs of one depth (thesis Fig. 5.3).
 
     Raises:
         InputError: No two runs differ in depth, or the runs are on different data.
@@ -107,13 +113,17 @@ def bounds_by_depth(runs: Runs, path: str | Path) -> Path:
     }
     if most > 1:
         panels[f"Test rows, L_{most}"] = lambda log: log.test_bounds().get(most)
+    several = len({log.recipe.labels for log in logs}) > 1
+    names = {log.folder: kind(log.recipe) + (f", {log.recipe.labels} labels" if several else "") for log in logs}
+    order = list(dict.fromkeys(names.values()))
     figure = new_figure(4.6 * len(panels), 4.2)
-    for axes, (title, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _curves(axes, [(kind(log.recipe), depth(log.recipe), value(log)) for log in logs])
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, value) in zip(grid, panels.items(), strict=True):
+        _curves(axes, [(names[log.folder], depth(log.recipe), value(log)) for log in logs], order)
         axes.set_xlabel("latent layers")
-        axes.set_xticks(sorted({depth(log.recipe) for log in logs}))
-        axes.set_ylabel("nats per example (higher is better)")
         axes.set_title(title)
+    grid[0].set_ylabel(f"{NATS} (higher is better)")
+    legend_beside(figure, grid[0], RUNS_TITLE)
     return save(figure, path)
 
 
@@ -133,18 +143,18 @@ def bounds_by_labels(runs: Runs, path: str | Path) -> Path:
             f"split; got {_folders(_logs(runs))}"
         )
     _check_data(logs)
-    models = {log.recipe.model["name"] for log in logs}
     figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
-    points = []
-    for log in logs:
-        prefix = f"{log.recipe.model['name']} " if len(models) > 1 else ""
-        points += [(f"{prefix}L_{k}", log.recipe.labels, bound) for k, bound in sorted(log.test_bounds().items())]
-    _curves(axes, points)
+    points = [
+        (f"{log.recipe.model['name'].upper()}, L_{k}", log.recipe.labels, bound)
+        for log in logs
+        for k, bound in sorted(log.test_bounds().items())
+    ]
+    _curves(axes, points, list(dict.fromkeys(name for name, _, _ in points)))
     axes.set_xlabel("labelled training rows")
-    axes.set_xticks(sorted({log.recipe.labels for log in logs}))
-    axes.set_ylabel("nats per example (higher is better)")
-    axes.set_title(f"Bounds on log p(x) of the test rows: {', '.join(sorted(models))}")
+    axes.set_ylabel(f"{NATS} (higher is better)")
+    axes.set_title("Bounds on log p(x) of the test rows")
+    legend_beside(figure, axes, RUNS_TITLE)
     return save(figure, path)
 
 
@@ -231,19 +241,20 @@ def _default(recipe: Recipe, setting: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]]) -> None:
-    """Draw a curve per name through the means of its values at each place."""
+def _curves(axes: Axes, points: Sequence[tuple[str, int, float | None]], order: Sequence[str]) -> None:
+    """Draw each value as a faint mark, and a curve per name in `order` through the means of its values at each place."""
     curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, place, value in points:
         if value is not None:
             curves[name][place].append(value)
-    for i, (name, places) in enumerate(curves.items()):
+    for number, name in enumerate(order):
+        places, marker = curves[name], MARKERS[number % len(MARKERS)]
         at = sorted(places)
-        means = [sum(places[place]) / len(places[place]) for place in at]
-        line(axes, at, means, name, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
+        line(axes, at, [sum(places[place]) / len(places[place]) for place in at], name, number, marker)
+        single = [(place, value) for place in at for value in places[place] if len(places[place]) > 1]
+        axes.scatter([x for x, _ in single], [y for _, y in single], color=color(number), marker=marker, s=14, alpha=0.4)
+    whole_numbers(axes.xaxis)
     axes.grid(alpha=0.25)
-    if curves:
-        axes.legend(frameon=False, fontsize=9)
 
 
 def _check_rows(logs: Sequence[RunLog]) -> None:

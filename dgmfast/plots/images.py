@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgmfast.data import Dataset, full_images, load
+from dgmfast.data import Dataset, full_images
 from dgmfast.errors import InputError
 from dgmfast.files import parse_json
 from dgmfast.models import FAME, CaGeM, GenerativeModel, LabelModel, Noise, PixelCNN
-from dgmfast.plots.canvas import new_figure, save, scatter
+from dgmfast.plots.canvas import fold, legend_beside, new_figure, save, scatter
 from dgmfast.recipes import Recipe
-from dgmfast.runs import CONFIG
+from dgmfast.runs import CONFIG, load_dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 ImageShape = tuple[int, int, int]  # (C, H, W)
+CELL = 0.6  # height of an image in inches
 CLASSES = 20  # columns of analogies; with more, the images would be too small
 
 
@@ -85,7 +88,7 @@ def layout_of_run(folder: str | Path, recipe: Recipe, data_dir: str | Path | Non
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected the settings of a run; got {error}") from error
     if shape and recipe.model.get("likelihood") == "gaussian":
-        return Layout.of(load(recipe.data, data_dir))
+        return Layout.of(load_dataset(recipe, Path(folder), data_dir))
     return Layout(tuple(shape), pixels) if shape else None
 
 
@@ -101,16 +104,15 @@ def samples(
 ) -> Path:
     """Draw n samples of the model in a grid: the means of p(x | latents), or samples of x if p is autoregressive.
 
-    `x` [n, D] holds samples that exist already.
+    `x` [n, D] holds samples that exist already; `seed` is then not used.
     """
     images = _layout(layout).images(model.sample(n, y, seed) if x is None else x, "samples")
-    columns = math.ceil(math.sqrt(n))
-    wide = images.shape[3] / images.shape[2]
-    figure = new_figure(0.55 * columns * wide, 0.55 * math.ceil(n / columns) + 0.4)
-    axes = figure.subplots()
-    _show(axes, _tile(images, columns))
-    axes.set_title(f"Samples: {'x drawn pixel by pixel' if model.autoregressive else 'mean of p(x | z), z drawn from the prior'}")
-    return save(figure, path)
+    drawn = "z" if model.num_classes is None or y is not None else "y and z"
+    what = f"means of p(x | {_latents(model)}) with {drawn} drawn from the prior"
+    if model.autoregressive:
+        what = "x drawn pixel by pixel"
+    title = f"{n} sample{'s' if n > 1 else ''}: {what}" + (f", seed {seed}" if x is None else "")
+    return _save_grid(images, math.ceil(math.sqrt(n)), path, title)
 
 
 def reconstructions(
@@ -134,17 +136,18 @@ def reconstructions(
     data, model_images = layout.images(x, "x"), layout.images(again, "reconstructions")
     columns = min(10, len(x))
     wide = data.shape[3] / data.shape[2]
-    figure = new_figure(0.6 * columns * wide + 0.9, 0.6 * 2 * math.ceil(len(x) / columns) + 0.6)
+    figure = new_figure(CELL * columns * wide + 0.9, CELL * 2 * math.ceil(len(x) / columns) + 0.6)
     rows = figure.subplots(math.ceil(len(x) / columns), 1, squeeze=False)[:, 0]
     for i, axes in enumerate(rows):
         part = slice(i * columns, (i + 1) * columns)
         pair = torch.cat([data[part], model_images[part]])
-        _show(axes, _tile(pair, len(x[part])), rows=[(0.25, "data"), (0.75, "model")])
-    drawn = "z and y" if model.num_classes and y is None else "z"
-    what = f"the mean of p(x | z) with {drawn} drawn from q(· | x)"
+        _show(axes, _tile(pair, len(x[part])), rows=["data", "model"])
+    drawn = "z" if model.num_classes is None or y is not None else "y and z"
+    what = f"means of p(x | {_latents(model)}) with {drawn} drawn from q, seed {seed}"
     if model.autoregressive:
-        what = "of each pixel the mean given those before it" + ("" if isinstance(model, PixelCNN) else " and z")
-    figure.suptitle(f"The first {len(x)} {rows_name}, and {what}", fontsize=11)
+        what = "means of each pixel given those before it"
+        what += "" if isinstance(model, PixelCNN) else f" and z drawn from q, seed {seed}"
+    _title(figure, f"The first {len(x)} {rows_name}: data, and {what}")
     return save(figure, path)
 
 
@@ -171,18 +174,13 @@ def masking_study(
     x, layout = x[:n], _layout(layout)
     named = {
         "data": x,
-        "both": model.reconstruct(x, seed=seed),
+        "z and x": model.reconstruct(x, seed=seed),
         "without z": model.masked_reconstruct(x, "z", seed),
         "without x": model.masked_reconstruct(x, "x", seed),
     }
     images = torch.cat([layout.images(rows, name) for name, rows in named.items()])
-    wide = images.shape[3] / images.shape[2]
-    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(named) + 0.6)
-    axes = figure.subplots()
-    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(named), name) for i, name in enumerate(named)])
-    title = f"Mean of each pixel where one input of the PixelCNN is zero, the first {len(x)} {rows_name}"
-    figure.suptitle(title, fontsize=11)
-    return save(figure, path)
+    title = f"Means of each pixel with and without inputs of the PixelCNN: the first {len(x)} {rows_name}, seed {seed}"
+    return _save_grid(images, len(x), path, title, rows=list(named))
 
 
 def completions(
@@ -210,13 +208,9 @@ def completions(
     keep[:, : keep.shape[1] // 2] = True
     rows = [x, x * keep.flatten(), *(model.complete(x, keep.flatten(), seed + i) for i in range(draws))]
     images = torch.cat([layout.images(part, "completions") for part in rows])
-    wide = images.shape[3] / images.shape[2]
-    figure = new_figure(0.6 * len(x) * wide + 1.2, 0.6 * len(rows) + 0.6)
-    axes = figure.subplots()
-    names = ["data", "given", *["drawn"] * draws]
-    _show(axes, _tile(images, len(x)), rows=[((i + 0.5) / len(rows), name) for i, name in enumerate(names)])
-    figure.suptitle(f"The lower half drawn from p(x | upper half), the first {len(x)} {rows_name}", fontsize=11)
-    return save(figure, path)
+    seeds = f"seed{'s' if draws > 1 else ''} {', '.join(str(seed + i) for i in range(draws))}"
+    title = f"Lower halves drawn from p(x | upper half): the first {len(x)} {rows_name}, {seeds}"
+    return _save_grid(images, len(x), path, title, rows=["data", "given", *["drawn"] * draws])
 
 
 def analogies(
@@ -232,14 +226,9 @@ def analogies(
     shown, device = min(classes, model.num_classes), next(model.parameters()).device
     columns = [model.sample(rows, torch.full((rows,), c, device=device), seed) for c in range(shown)]
     images = _layout(layout).images(torch.stack(columns, 1).flatten(0, 1), "analogies")  # row by row
-    wide = images.shape[3] / images.shape[2]
-    figure = new_figure(0.55 * shown * wide + 0.4, 0.55 * rows + 0.8)
-    axes = figure.subplots()
-    _show(axes, _tile(images, shown), columns=[((c + 0.5) / shown, str(c)) for c in range(shown)])
-    axes.set_xlabel("class y" if shown == model.num_classes else f"class y, {shown} of {model.num_classes}")
-    axes.set_ylabel("latents")
-    axes.set_title(f"{'Draw' if model.autoregressive else 'Mean'} of p(x | y, z): a row has one draw of z")
-    return save(figure, path)
+    title = f"{'Draws' if model.autoregressive else 'Means'} of p(x | y, z): each row has one draw of z, seed {seed}"
+    xlabel = "class y" if shown == model.num_classes else f"class y, {shown} of {model.num_classes}"
+    return _save_grid(images, shown, path, title, columns_named=xlabel)
 
 
 @torch.no_grad()
@@ -272,7 +261,7 @@ def z2_grid(
     (left, bottom), (right, top) = points.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), 0).tolist()
     across, down = torch.linspace(left, right, n), torch.linspace(top, bottom, n)
     mesh = torch.stack([across.repeat(n), down.repeat_interleave(n)], 1).to(device, next(model.parameters()).dtype)
-    figure = new_figure(15.0, 5.2)
+    figure = new_figure(15.0, 5.6)
     inferred_axes, space, fixed_axes = figure.subplots(1, 3)
     for axes, label, title in (
         (inferred_axes, None, "Class inferred: y drawn from p(y | z₂)"),
@@ -281,13 +270,16 @@ def z2_grid(
         cells = torch.cat([model.decode_z2(z2.view(1, 1, 2), Noise(seed), label) for z2 in mesh])
         _show(axes, _tile(_layout(layout).images(cells, "z2_grid"), n))
         axes.set_title(title)
+        axes.set_xlabel("first unit of z₂, to the right")
+        axes.set_ylabel("second unit of z₂, upwards")
     scatter(space, points.numpy(), None if y is None else y.cpu().numpy())
     space.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color="black", linewidth=1.2)
     space.set_xlabel("first unit of z₂")
     space.set_ylabel("second unit of z₂")
-    space.set_title(f"Mean of q(z₂ | x) of {len(x)} {rows_name}, and the box of the mesh")
+    space.set_title("Means of q(z₂ | x), and the box of the mesh")
+    _title(figure, f"{n} × {n} values of z₂ decoded, seed {seed}, and {len(x)} {rows_name}")
     if y is not None:
-        space.legend(title="class", frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend_beside(figure, space, "class", markerscale=2.0)
     return save(figure, path)
 
 
@@ -307,17 +299,37 @@ def _tile(images: Tensor, columns: int) -> np.ndarray:
     return tiled.reshape(rows * (height + 1), columns * (width + 1), colors)[:-1, :-1].numpy()
 
 
-def _show(
-    axes: Axes,
-    image: np.ndarray,
-    *,
-    rows: list[tuple[float, str]] | None = None,
-    columns: list[tuple[float, str]] | None = None,
-) -> None:
-    """Draw the image. `rows` and `columns` are names and their positions, as fractions of the height and the width."""
+def _show(axes: Axes, image: np.ndarray, *, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+    """Draw the image. `rows` and `columns` are the names of its rows and columns of cells."""
     axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    axes.set_xticks([at * image.shape[1] for at, _ in columns or []], [text for _, text in columns or []])
-    axes.set_yticks([at * image.shape[0] for at, _ in rows or []], [text for _, text in rows or []])
+    axes.set_xticks([(i + 0.5) / len(columns) * image.shape[1] for i in range(len(columns))], columns)
+    axes.set_yticks([(i + 0.5) / len(rows) * image.shape[0] for i in range(len(rows))], rows)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _save_grid(
+    images: Tensor, columns: int, path: str | Path, title: str, *, rows: Sequence[str] = (), columns_named: str = ""
+) -> Path:
+    """Draw images [N, C, H, W] in rows of `columns`, with a name for each row, or numbers for the columns and their name."""
+    wide = images.shape[3] / images.shape[2]
+    height = CELL * math.ceil(len(images) / columns) + 0.35 + 0.4 * bool(columns_named)
+    figure = new_figure(CELL * columns * wide + 0.9 * bool(rows), height)
+    axes = figure.subplots()
+    _show(axes, _tile(images, columns), rows=rows, columns=[str(i) for i in range(columns)] if columns_named else [])
+    axes.set_xlabel(columns_named)
+    _title(figure, title)
+    return save(figure, path)
+
+
+def _title(figure: Figure, text: str) -> None:
+    """Write a title over the whole figure, in as many lines as it needs, and make the figure higher for it."""
+    text = fold(text, figure.get_figwidth(), 11)
+    figure.set_figheight(figure.get_figheight() + 0.18 * text.count("\n"))
+    figure.suptitle(text, fontsize=11)
+
+
+def _latents(model: GenerativeModel) -> str:
+    """What p(x | ·) takes."""
+    return "z" if model.num_classes is None else "y, z"

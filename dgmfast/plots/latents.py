@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,15 @@ from torch import Tensor
 from dgmfast.errors import InputError
 from dgmfast.evaluate import class_probabilities
 from dgmfast.models import GenerativeModel, LabelModel, Potential
-from dgmfast.plots.canvas import COLORS, MARKERS, new_figure, save, scatter
+from dgmfast.plots.canvas import MARKERS, color, fold, legend_beside, new_figure, save, scatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-WRITTEN_CLASSES = 20  # a larger confusion matrix is drawn without its numbers
+WRITTEN_CLASSES = 20  # a larger confusion matrix is drawn without its numbers, and with fewer ticks
 REGION_CELLS = 160
-DENSITY_CELLS = 200
+DENSITY_CELLS = 100  # with more, the histogram of the samples is too noisy
 DENSITY_HALF_WIDTH = 4.0
 
 
@@ -33,41 +34,40 @@ def latent_space(
     `rows_name` is the name of the rows in the title, such as "test rows".
     """
     means = model.latent_means(x, seed=seed)
-    figure = new_figure(5.0 * len(means) + (0.9 if y is not None else 0.0), 4.6)
+    figure = new_figure(5.0 * len(means), 4.6)
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
         _principal(axes, name, mean, y, rows_name)
     if y is not None:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
-        )
+        legend_beside(figure, panels[0], "class", markerscale=2.0)
     return save(figure, path)
 
 
 def confusion_matrix(counts: Tensor, path: str | Path, *, predicted: str = "predicted class", title: str = "") -> Path:
-    """Draw counts [Y, C], the number of rows of class y that were assigned to c. A cell is shaded by its share of its class.
+    """Draw counts [Y, C], the number of rows of class y that were assigned to c.
 
     Raises:
         InputError: counts is not a matrix.
     """
     if counts.dim() != 2:
         raise InputError(f"confusion_matrix: counts must be [Y, C]; got {list(counts.shape)}")
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     classes, columns = counts.shape
-    shares = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
-    figure = new_figure(0.5 * min(columns, 24) + 1.8, 0.42 * min(classes, 24) + 1.2)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    figure.colorbar(image, label="share of the class")
-    if max(classes, columns) <= WRITTEN_CLASSES:
-        for (row, column), share in np.ndenumerate(shares):
-            if counts[row, column]:
-                color = "white" if share > 0.5 else "black"
-                axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
-        axes.set_xticks(range(columns))
-        axes.set_yticks(range(classes))
-    axes.set_xlabel(predicted)
-    axes.set_ylabel("class")
-    axes.set_title(title)
+    most = max(classes, columns)
+    square = np.zeros((most, most), dtype=np.int64)  # ConfusionMatrixDisplay takes no other; the axes end where counts does
+    square[:classes, :columns] = counts.cpu().numpy()
+    figure = new_figure(max(0.45 * min(columns, 24), 3.2) + 1.0, max(0.45 * min(classes, 24), 1.6) + 1.2)
+    axes, written = figure.subplots(), most <= WRITTEN_CLASSES
+    look: dict[str, Any] = {"cmap": "Blues", "im_kw": {"vmin": 0}, "colorbar": False, "include_values": written}
+    display = ConfusionMatrixDisplay(square)
+    display.plot(ax=axes, values_format="d", text_kw={"fontsize": 8, "clip_on": True}, **look)
+    if not written:
+        figure.colorbar(display.im_, label="rows")
+    step = 1 if written else math.ceil(most / WRITTEN_CLASSES)
+    axes.set(xlim=(-0.5, columns - 0.5), xticks=range(0, columns, step), xticklabels=range(0, columns, step), xlabel=predicted)
+    axes.set(ylim=(classes - 0.5, -0.5), yticks=range(0, classes, step), yticklabels=range(0, classes, step), ylabel="true class")
+    figure.suptitle(fold(title, figure.get_figwidth(), 10), fontsize=10)
     return save(figure, path)
 
 
@@ -114,7 +114,7 @@ def decision_regions(
     panels = figure.subplots(1, 1 if auxiliary is None else 2, squeeze=False)[0]
     from matplotlib.colors import ListedColormap
 
-    colors = ListedColormap([COLORS[c % len(COLORS)] for c in range(model.num_classes)])
+    colors = ListedColormap([color(c) for c in range(model.num_classes)])
     extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     box: dict[str, Any] = {"origin": "lower", "extent": extent, "aspect": "auto", "interpolation": "nearest"}
     panels[0].imshow(regions.cpu().numpy(), cmap=colors, vmin=-0.5, vmax=model.num_classes - 0.5, alpha=0.25, **box)
@@ -122,17 +122,16 @@ def decision_regions(
     if labelled is not None:
         points, classes = (t.cpu().numpy() for t in labelled)
         for c in np.unique(classes):
-            rows, look = points[classes == c], {"color": COLORS[c % len(COLORS)], "marker": MARKERS[c % len(MARKERS)]}
+            rows, look = points[classes == c], {"color": color(c), "marker": MARKERS[c % len(MARKERS)]}
             panels[0].scatter(rows[:, 0], rows[:, 1], s=110, edgecolors="black", linewidths=1.5, zorder=3, **look)
     panels[0].set_xlabel("first coordinate of x")
     panels[0].set_ylabel("second coordinate of x")
     legend_note = "" if labelled is None else f"; large: the {len(labelled[0])} labelled rows"
-    panels[0].set_title(f"Predicted class (background, {k} draws)\nand class of {len(x)} {rows_name}{legend_note}", fontsize=10)
+    title = f"Predicted class (background, {k} draws, seed {seed})\nand class of {len(x)} {rows_name}{legend_note}"
+    panels[0].set_title(title, fontsize=10)
     if auxiliary is not None:
         _principal(panels[1], "a", auxiliary, y, rows_name)
-    figure.legend(
-        *panels[-1].get_legend_handles_labels(), title="class", loc="outside right center", frameon=False, markerscale=2
-    )
+    legend_beside(figure, panels[0], "class", markerscale=2.0)
     return save(figure, path)
 
 
@@ -146,18 +145,18 @@ def potential(model: Potential, path: str | Path, *, n: int = 200_000, seed: int
     log_z = float(torch.logsumexp(log_target.flatten(), 0)) + float(np.log(cell))
     target = (log_target - log_z).exp().cpu().numpy()
     z = model.sample_q(n, seed).double().cpu().numpy()
-    counts, _, _ = np.histogram2d(z[:, 1], z[:, 0], bins=(edges.numpy(), edges.numpy()))
+    q = np.histogram2d(z[:, 1], z[:, 0], bins=(edges.numpy(), edges.numpy()))[0] / (n * cell)
     figure = new_figure(10.4, 4.8)
-    panels = figure.subplots(1, 2)
+    panels = figure.subplots(1, 2, sharey=True)
     box: dict[str, Any] = {"origin": "lower", "extent": [-DENSITY_HALF_WIDTH, DENSITY_HALF_WIDTH] * 2, "cmap": "magma"}
     for axes, density, title in (
-        (panels[0], target, f"exp(−U(z)) / Z, log Z = {log_z:.4f}"),
-        (panels[1], counts / (n * cell), f"{n} samples of q(z)"),
+        (panels[0], target, f"Target exp(−U(z)) / Z, log Z = {log_z:.4f} nats"),
+        (panels[1], q, f"Fit q(z): {n:,} samples, seed {seed}"),
     ):
-        image = axes.imshow(density, vmin=0.0, vmax=float(target.max()), **box)
+        image = axes.imshow(density, vmin=0.0, vmax=max(float(target.max()), float(q.max())), **box)
         axes.set_xlabel("z₁")
-        axes.set_ylabel("z₂")
         axes.set_title(title)
+    panels[0].set_ylabel("z₂")
     figure.colorbar(image, ax=panels, label="density")
     return save(figure, path)
 

@@ -41,7 +41,7 @@ def draw_run(
         drawn = _draw_model(out, model, split, dataset, seed, rows_name)
         if isinstance(model, LabelModel) and not model.ignores_labels and split.y is not None:
             drawn += _draw_classes(out, model, split.x, split.y, dataset, recipe, seed, rows_name)
-    return drawn + _draw_log(out, folder / METRICS, "" if recipe is None else recipe.name)
+    return drawn + _draw_log(out, folder / METRICS, "" if recipe is None else recipe.name, isinstance(model, Potential))
 
 
 def _draw_model(out: Path, model: GenerativeModel, split: Split, dataset: Dataset, seed: int, rows_name: str) -> list[Path]:
@@ -73,7 +73,7 @@ def _draw_classes(
         classes, columns = dataset.classes or int(y.max()) + 1, model.num_classes
         clusters = class_probabilities(model, x, 1, seed).argmax(1).cpu()
         counts = torch.bincount(y.cpu() * columns + clusters, minlength=classes * columns).view(classes, columns)
-        title = f"Classes, and clusters found without labels: {len(y)} {rows_name}, 1 draw, seed {seed}"
+        title = f"Clusters found without labels: {len(y)} {rows_name}, 1 draw, seed {seed}"
         return [confusion_matrix(counts, out / "clusters.png", predicted="most probable cluster", title=title)]
     if x.shape[1] != 2:
         return []
@@ -82,13 +82,13 @@ def _draw_classes(
     return [decision_regions(model, x[part], y[part], out / "decision_regions.png", **options)]
 
 
-def _draw_log(out: Path, metrics: Path, title: str) -> list[Path]:
+def _draw_log(out: Path, metrics: Path, title: str, potential: bool) -> list[Path]:
     """Draw the figures of the training."""
     if not metrics.exists() and title:
         warnings.warn(f"{metrics} is not there: the figures of the training are left out", stacklevel=3)
     if not metrics.exists() or metrics.stat().st_size == 0:
         return []
-    drawn = [training_curve(metrics, out / "training_curve.png")]
+    drawn = [training_curve(metrics, out / "training_curve.png", potential=potential)]
     if any(record.get("kl_units") for record in read_metrics(metrics)):
         drawn.append(kl_units({title: metrics}, out / "kl_units.png"))
         drawn.append(kl_layers({title: metrics}, out / "kl_layers.png"))

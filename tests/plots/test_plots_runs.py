@@ -1,4 +1,4 @@
-"""Figures of trainings and of several runs: what they read, which curves they show, and one error for wrong files."""
+"""Tests of the figures of one run and of several runs: what they read, which curves they show, and one error for wrong files."""
 
 import json
 from dataclasses import replace
@@ -18,6 +18,7 @@ from dgmfast.objectives import Objective
 from dgmfast.plots.compare import run_titles
 from dgmfast.runs import read_run
 
+LABELS = {"labels": 6, "labelled_batch": 3}
 UNITS = {"z1": [[0.5, 1e-6, 0.1], [0.02, 2e-6, 0.3]], "z2": [[-0.1], [0.2]]}  # of two evaluations
 
 
@@ -33,7 +34,7 @@ def figures(monkeypatch):
 
 
 def records(epochs, **extra):
-    """Epochs, every second of which was evaluated and has `extra`."""
+    """Returns the records of epochs, of which every second one was evaluated and has `extra`."""
     return [
         {"epoch": e, "step": e, "lr": 1e-3, "beta": 1.0, "objective": -9.0 / e, "elbo": -9.0 / e, "reconstruction": -8.0 / e}
         | {"kl_z1": 1.0 / e, "kl_z2": -0.1, "seconds": 0.1}
@@ -64,7 +65,7 @@ def metrics_file(folder, lines):
 
 
 def run_folder(folder: Path, lines, bounds=None, over="exact", **settings) -> Path:
-    """The folder of a run with these metrics and bounds."""
+    """Writes the folder of a run with these metrics and bounds."""
     metrics_file(folder, lines)
     (folder / "config.json").write_text(json.dumps({"recipe": recipe(**settings).to_dict(), "image_shape": None}))
     if bounds is not None:
@@ -74,7 +75,7 @@ def run_folder(folder: Path, lines, bounds=None, over="exact", **settings) -> Pa
 
 
 def curves(axes) -> dict[str, list[tuple[float, float]]]:
-    """The points of each named curve."""
+    """Returns the points of each curve by its name."""
     return {line.get_label(): [tuple(point) for point in line.get_xydata().tolist()] for line in axes.lines}
 
 
@@ -90,8 +91,8 @@ def test_training_curve(epochs, extra, tmp_path, figures):
     if extra and epochs > 1:
         expected["test, ELBO" if "test_elbo" in extra else "validation, ELBO"] = epochs // 2
     assert {name: len(points) for name, points in curves(bounds).items()} == expected, "the objective is the ELBO here"
-    assert curves(terms)["−E log p(x | z)"] == [(e, 8.0 / e) for e in range(1, epochs + 1)]
-    assert list(curves(terms)) == ["−E log p(x | z)", "KL of z1", "KL of z2"]
+    assert curves(terms)["−E log p(x | ·)"] == [(e, 8.0 / e) for e in range(1, epochs + 1)]
+    assert list(curves(terms)) == ["−E log p(x | ·)", "KL of z1", "KL of z2"]
 
 
 def test_training_curve_with_warm_up(tmp_path, figures):
@@ -106,7 +107,7 @@ def test_training_curve_of_a_model_with_a_label(tmp_path, figures):
     assert list(curves(bounds)) == ["training, ELBO", "labelled rows, bound on log p(x, y)", "test, ELBO"]
     assert list(curves(terms))[1:] == ["KL of z1", "KL of z2", "KL of y"]
     assert curves(entropies)["−E log q(y | ·)"][1] == (2, 1.0) and "−E log p(y | ·)" in curves(entropies)
-    assert curves(errors) == {"test": [(2, 7.5), (4, 7.5), (6, 7.5)]}
+    assert curves(errors) == {"test rows": [(2, 7.5), (4, 7.5), (6, 7.5)]}
     assert errors.get_ylabel() == "error (%)" and errors.get_xlabel() == "epoch"
 
 
@@ -129,11 +130,12 @@ def test_kl_units(tmp_path, figures):
     assert_figure(plots.kl_units({"a run": metrics_file(tmp_path, with_units())}, tmp_path / "k.png"))
     z2, z1, bar = figures[0].axes
     mesh = z1.collections[0]
-    # the units by their last KL, the strongest on top: rows go upwards
+    # The units are sorted by their last KL with the strongest on top; the rows of the mesh go upwards.
     assert np.allclose(mesh.get_array(), [[1e-3, 1e-3], [0.5, 0.02], [0.1, 0.3]])
     assert mesh.get_coordinates()[0, :, 0].tolist() == [1.0, 3.0, 5.0]
     assert np.allclose(z2.collections[0].get_array(), [[1e-3, 0.2]]), "a negative estimate is drawn as nothing"
-    assert z1.get_ylabel() == "z1\n3 units" and z1.get_xlabel() == "epoch" and z2.get_title() == "a run"
+    assert z1.get_ylabel() == "z1\n3 units" and z1.get_xlabel() == "epoch"
+    assert z2.get_title() == "a run, test rows"
     assert bar.get_yscale() == "log" and "nats" in bar.get_ylabel()
 
 
@@ -142,7 +144,11 @@ def test_kl_units_of_runs_beside_each_other(tmp_path, figures):
     one = metrics_file(tmp_path / "one", records(3, kl_units={"z1": [0.1]}))
     assert_figure(plots.kl_units({"two layers": two, "one layer": one}, tmp_path / "k.png"))
     shown = [axes for axes in figures[0].axes if axes.get_visible() and axes.get_label() != "<colorbar>"]
-    assert len(shown) == 3 and {axes.get_title() for axes in shown} == {"two layers", "one layer", ""}
+    assert len(shown) == 3 and {axes.get_title() for axes in shown} == {
+        "two layers, test rows",
+        "one layer, held-out rows",
+        "",
+    }
     assert len({mesh.norm for axes in shown for mesh in axes.collections}) == 1, "one scale for all"
 
 
@@ -151,7 +157,7 @@ def test_kl_layers(tmp_path, figures):
     found = curves(figures[0].axes[0])
     assert list(found) == ["z1", "z2"]
     assert np.allclose(found["z1"], [(2, 0.600001), (4, 0.320002)]) and np.allclose(found["z2"], [(2, -0.1), (4, 0.2)])
-    assert figures[0].axes[0].get_title() == "KL of each layer: a run"
+    assert figures[0].axes[0].get_title() == "a run, test rows"
 
 
 # ---------------------------------------------------------------- all of a run
@@ -202,7 +208,7 @@ def test_all_figures_of_a_model_with_a_label(tmp_path, figures):
 
 
 def test_the_confusion_matrix_of_classify_is_left_alone(tmp_path, figures):
-    """`classify` owns confusion.png: its numbers are those of classification.json."""
+    """Drawing a run must not replace confusion.png, which belongs to `classify` and has the numbers of classification.json."""
     toy = dataset()
     run_folder(tmp_path, semi_supervised(2), model={"name": "m2"}, labels=6, labelled_batch=3)
     (tmp_path / "figures").mkdir()
@@ -219,8 +225,8 @@ def test_all_figures_of_a_cagem_in_the_plane(tmp_path, figures):
     expected = [*OF_IMAGES, "analogies", "clusters", "kl_layers", "kl_units", "training_curve", "z2_grid"]
     assert names_of(drawn) == sorted(expected)
     [clusters] = [figure for figure in figures if figure.axes[0].get_xlabel() == "most probable cluster"]
-    assert clusters.axes[0].get_title().endswith("23 rows, 1 draw, seed 0")
-    assert np.asarray(clusters.axes[0].images[0].get_array()).shape == (4, 6), "classes by clusters, without labels"
+    assert clusters.get_suptitle().replace("\n", " ").endswith("23 rows, 1 draw, seed 0")
+    assert (clusters.axes[0].get_xlim(), clusters.axes[0].get_ylim()) == ((-0.5, 5.5), (3.5, -0.5)), "classes by clusters"
 
 
 def test_figures_of_rows_that_hold_some_pixels(tmp_path, figures):
@@ -254,17 +260,21 @@ def test_a_potential_has_its_own_figure(tmp_path, figures):
 
 def test_error_curves(tmp_path, figures):
     runs = [
-        run_folder(tmp_path / "a", records(4, test_error=20.0), name="adgm"),
-        run_folder(tmp_path / "b", records(4, test_error=10.0), name="adgm"),
-        run_folder(tmp_path / "c", records(6, valid_error=5.0), name="m2"),
+        run_folder(tmp_path / "a", records(4, test_error=26.0), name="adgm", **LABELS),
+        run_folder(tmp_path / "b", records(4, test_error=10.0), name="adgm", **LABELS),
+        run_folder(tmp_path / "c", records(6, valid_error=5.0), name="m2", **LABELS),
         run_folder(tmp_path / "d", records(6), name="vae"),
+        run_folder(tmp_path / "e", records(6, test_error=90.0), name="cagem"),
     ]
     assert_figure(plots.error_curves(runs, tmp_path / "e.png"))
     axes = figures[0].axes[0]
     assert curves(axes)["b, test"] == [(2, 10.0), (4, 10.0)]
     assert axes.get_legend_handles_labels()[1] == ["a, test", "b, test", "m2, validation"], "runs of one recipe by their folders"
-    assert len({curve.get_color() for curve in axes.lines}) == 3, "one colour per run"
+    assert len({curve.get_color() for curve in axes.lines}) == 3, "one colour per run with labels"
+    assert len({curve.get_linestyle() for curve in axes.lines}) == 3, "equal curves show through each other"
     assert (axes.get_ylabel(), axes.get_yscale()) == ("error (%)", "log")
+    plots.error_curves(runs[1:], tmp_path / "e.png")
+    assert figures[1].axes[0].get_yscale() == "linear", "a logarithm only where the errors span a factor of five"
 
 
 def test_bound_curves(tmp_path, figures):
@@ -286,7 +296,7 @@ def test_titles_of_runs(tmp_path):
 
 
 def test_no_run_is_left_out_of_a_comparison(tmp_path, figures):
-    """More runs than colours, and than one figure of units holds, in runs of two kinds of layers."""
+    """No run may be left out, with more runs than colours, more than one figure of units holds, and two kinds of layers."""
     runs = [run_folder(tmp_path / str(i), with_units(), name="m2", model={"name": "vae"}) for i in range(12)]
     runs.append(run_folder(tmp_path / "one", records(2, kl_units={"z1": [0.1]}), name="one", model={"name": "vae"}))
     drawn = plots.draw_comparison(runs, tmp_path / "out")
@@ -294,7 +304,7 @@ def test_no_run_is_left_out_of_a_comparison(tmp_path, figures):
     lines = next(figure for figure in figures if figure.axes[0].get_title() == "L_1 on held-out rows").axes[0].lines
     assert len({str(line.get_color()) for line in lines}) == len(lines) == 12
     titled = {axes.get_title() for figure in figures if figure.axes[-1].get_label() == "<colorbar>" for axes in figure.axes}
-    assert titled >= {*map(str, range(12)), "one"}
+    assert titled >= {*(f"{i}, test rows" for i in range(12)), "one, held-out rows"}
 
 
 def depth_run(folder, depth, value, model="vae", **settings):
@@ -342,7 +352,10 @@ def test_bounds_by_labels(tmp_path, figures):
     given = run_folder(tmp_path / "g", records(2), {"L_1": -9.0}, "given", model={"name": "m2"}, labels=8, labelled_batch=2)
     assert_figure(plots.bounds_by_labels([*runs, given, depth_run(tmp_path / "vae", 1, -9.0)], tmp_path / "l.png"))
     axes = figures[0].axes[0]
-    assert curves(axes) == {"L_1": [(0, -80.0), (20, -78.0), (100, -70.0)], "L_10": [(0, -79.0), (20, -77.0), (100, -69.0)]}
+    assert curves(axes) == {
+        "CAGEM, L_1": [(0, -80.0), (20, -78.0), (100, -70.0)],
+        "CAGEM, L_10": [(0, -79.0), (20, -77.0), (100, -69.0)],
+    }
     assert axes.get_xlabel() == "labelled training rows"
 
 
