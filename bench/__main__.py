@@ -15,6 +15,7 @@ from typing import NoReturn
 import torch
 
 from bench import machine, store
+from bench.cases.end_to_end import SCRIPTS, EndToEndCase
 from bench.cases.floors import FloorCase
 from bench.cases.image_steps import MODELS as IMAGE_MODELS
 from bench.cases.image_steps import ImageStepCase
@@ -36,6 +37,7 @@ OUT_OF_TIME = 3
 def all_cases(device: str, quick: bool) -> list:
     """Returns every case in the order in which it runs: the ceilings first, then the cases with targets, then the others."""
     steps = [*(StepCase(model) for model in MODELS), ClassesCase(), *(ImageStepCase(model) for model in IMAGE_MODELS)]
+    steps += [EndToEndCase(script) for script in SCRIPTS]
     streams = [LikelihoodCase(), SamplingCase(), MemoryCase(), TRAINING_MEMORY]
     return [FloorCase(), *op_cases(device, quick), *steps, *streams]
 
