@@ -8,7 +8,7 @@ exclude_patterns = ["runs"]
 # Every build runs the notebooks anew, and an error in a cell is an error of the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600
+nb_execution_timeout = 1800
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"

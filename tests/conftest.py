@@ -82,3 +82,8 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the file that compiles for minutes first, so that no other worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_kernels.py")

@@ -19,8 +19,6 @@ from dgmfast.runs import error_line, is_lost_process
 try:
     import click
 except ImportError:  # click is in the extra that only the command line needs
-    from dgmfast.errors import INSTALL
-
     sys.stderr.write(f"Error: the command line needs click, of the extra dgmfast[train]: {INSTALL}\n")
     raise SystemExit(2) from None
 

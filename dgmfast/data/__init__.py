@@ -5,9 +5,9 @@ from dgmfast.data.download import MIRRORS, download_mnist
 from dgmfast.data.draws import balanced_subset, binarize, labelled_rows, sample_inputs
 from dgmfast.data.files import default_dir
 from dgmfast.data.idx import read_idx
-from dgmfast.data.own import from_arrays, from_file, from_splits, from_torch, is_path, load_saved, rows_like, save
+from dgmfast.data.own import from_arrays, from_file, from_splits, from_torch, load_saved, rows_like, save
 from dgmfast.data.pixels import full_images
-from dgmfast.data.registry import describe, load, names
+from dgmfast.data.registry import describe, is_path, load, names
 
 __all__ = [
     "MIRRORS",

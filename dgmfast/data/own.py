@@ -139,11 +139,6 @@ def from_torch(dataset: Any, **settings: Any) -> Dataset:
     return from_arrays(x, y, **settings)
 
 
-def is_path(name: str) -> bool:
-    """True if `name` names a file or folder of a user's own data, not a known data set."""
-    return name.lower().endswith(SUFFIXES) or "/" in name or os.sep in name or Path(name).is_dir()
-
-
 def from_file(
     path: str | os.PathLike[str],
     *,

@@ -12,7 +12,7 @@ from dgmfast.data.digits import load_digits
 from dgmfast.data.mnist import load_fashion_mnist, load_kmnist, load_mnist, load_mnist_444, load_mnist_static
 from dgmfast.data.norb import load_norb, load_norb_single
 from dgmfast.data.omniglot import load_omniglot, load_omniglot_burda
-from dgmfast.data.own import from_file, is_path
+from dgmfast.data.own import SUFFIXES, from_file
 from dgmfast.data.svhn import load_svhn, load_svhn_train
 from dgmfast.data.toys import load_moons, load_potential
 from dgmfast.errors import InputError
@@ -61,6 +61,13 @@ def names() -> list[str]:
 def describe(name: str) -> tuple[str, str]:
     """What a data set is, and how to get it."""
     return SOURCES[name]
+
+
+def is_path(name: str) -> bool:
+    """True if `name` is the path of a user's own file or folder. The name of a known data set is none, whatever lies here."""
+    if name in READERS:
+        return False
+    return name.lower().endswith(SUFFIXES) or "/" in name or os.sep in name or Path(name).is_dir()
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None) -> Dataset:

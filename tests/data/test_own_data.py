@@ -192,6 +192,14 @@ def test_rows_of_another_file_are_prepared_alike(tmp_path: Path) -> None:
         data.rows_like(dataset, tmp_path / "wide.npy")
 
 
+def test_a_folder_does_not_hide_a_known_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not data.is_path("digits") and data.is_path("mine") and data.is_path("x.npy") and not data.is_path("cifar")
+    assert len(data.load("digits").train.x) == 1500
+
+
 def test_every_data_set_says_where_it_comes_from() -> None:
     for name in data.names():
         assert all(data.describe(name))
