@@ -150,12 +150,10 @@ def from_file(
 ) -> Dataset:
     """A data set from a file, or from a folder of images.
 
-    | path | content |
-    |---|---|
-    | .npz | arrays x and y (y may be missing), or x_train, y_train, x_valid, …, x_test, y_test |
-    | .npy | x, [N, D], [N, H, W] or [N, C, H, W] |
-    | .csv, .parquet | one row per line, a header of names, numbers in all columns but `label_column` |
-    | a folder | images of one size; the names of sub-folders are the labels |
+    - .npz: arrays x and y (y may be missing), or x_train, y_train, x_valid, …, x_test, y_test;
+    - .npy: x, [N, D], [N, H, W] or [N, C, H, W];
+    - .csv and .parquet: one row per line, a header of names, and numbers in all columns but `label_column`;
+    - a folder: images of one size; the names of sub-folders are the labels.
 
     Args:
         path: The file or folder.
