@@ -61,7 +61,7 @@ def training_step(model: nn.Module, x: Tensor, eps: Tensor, loss: Loss, compiled
 
 
 def swapped_loss(model: ScriptVAE, x: Tensor) -> Tensor:
-    """Returns the loss of both VAE scripts on our ops, in the fastest of the forms that we tried; it draws z as the script does."""
+    """Returns the loss of both VAE scripts on our ops, in the fastest form that we found; z is drawn as in the script."""
     mean, log_var = model.encode(x)
     logits = model.logits(model.reparameterise(mean, log_var))
     return (ops.gaussian_kl(mean, log_var) - ops.bernoulli_log_prob(logits, x)).sum()
